@@ -1,0 +1,222 @@
+"""The contract of a data set of pairs: file names, keys, dtypes, manifest, records.
+
+    manifest.json       what made the pairs; written once, compared ever after
+    pairs-000000.tar    `<9-digit index>.latent.npy`, `.image.png` or `.image.npy`, `.cls`
+    pairs-000000.json   the shard's record, published last: a shard without one does not exist
+
+Any webdataset reader can read the tars. `writer.py` writes them, `reader.py` reads them.
+"""
+
+import io
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from get.errors import InputError
+from get.images import from_pil, to_pil, to_uint8
+
+SCHEMA = 1
+ImageFormat = Literal["png", "npy16", "npy32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a data set of pairs was made with; two jobs that differ here do not share a folder.
+
+    Attributes:
+        schema: Version of this contract.
+        teacher: The teacher's fingerprint (weights, configuration, sampler settings).
+        sampler: The sampler's settings.
+        evaluations: Network evaluations an image.
+        seed: With an index it names a pair's noise and label (`get/noise.py`).
+        teacher_batch_size: Images the teacher made at once, cut inside each shard.
+        image_shape: Channels, height, width of noise and image.
+        num_classes: Number of classes; None if unlabelled.
+        image_format: Encoding of the images.
+        pairs_per_shard: Pairs a shard.
+    """
+
+    schema: int = SCHEMA
+    teacher: str
+    sampler: dict[str, int]
+    evaluations: int
+    seed: int
+    teacher_batch_size: int
+    image_shape: tuple[int, int, int]
+    num_classes: int | None
+    image_format: ImageFormat
+    pairs_per_shard: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """One finished shard.
+
+    Attributes:
+        count: Pairs in it.
+        first_index: Index of its first pair; the others follow.
+        sha256: Of the tar.
+        bytes: Size of the tar.
+    """
+
+    count: int
+    first_index: int
+    sha256: str
+    bytes: int
+
+
+def tar_path(folder: Path, shard: int) -> Path:
+    """Return where a shard's tar lies."""
+    return folder / f"pairs-{shard:06d}.tar"
+
+
+def record_path(folder: Path, shard: int) -> Path:
+    """Return where a shard's record lies."""
+    return folder / f"pairs-{shard:06d}.json"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of a data set.
+
+    Raises:
+        InputError: If there is none, or it is of another schema.
+    """
+    try:
+        fields = json.loads((folder / "manifest.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"expected pairs in {folder}, got no readable manifest.json; "
+            "make them with pipeline/make_pairs.py"
+        ) from error
+    if fields.get("schema") != SCHEMA:
+        raise InputError(f"expected schema {SCHEMA} in {folder}, got {fields.get('schema')}")
+    fields["image_shape"] = tuple(fields["image_shape"])
+    return Manifest(**fields)
+
+
+def open_data_set(folder: Path, manifest: Manifest) -> None:
+    """Create a data set, or check that the one in `folder` was made with the same settings.
+
+    Any number of writers may call this at the same time: the first creates the manifest
+    exclusively, the others compare.
+
+    Raises:
+        InputError: If the settings differ, showing how.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, temporary = folder / "manifest.json", folder / f".manifest.{os.getpid()}.tmp"
+    _write_durably(temporary, json.dumps(asdict(manifest), indent=2) + "\n")
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        old, new = asdict(read_manifest(folder)), asdict(manifest)
+        different = [f"{k} was {old[k]!r}, is {new[k]!r}" for k in new if old[k] != new[k]]
+        if different:
+            raise InputError(
+                f"expected the settings of the pairs in {folder}, got: {'; '.join(different)}; "
+                "choose another output_dir"
+            ) from None
+    finally:
+        temporary.unlink()
+
+
+def read_record(folder: Path, shard: int) -> ShardRecord | None:
+    """Return the record of a shard, or None if the shard does not exist (yet)."""
+    try:
+        return ShardRecord(**json.loads(record_path(folder, shard).read_text()))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, TypeError) as error:
+        path = record_path(folder, shard)
+        raise InputError(
+            f"expected a shard record in {path}, got {type(error).__name__}; "
+            "delete it and run make_pairs.py again"
+        ) from error
+
+
+def publish(folder: Path, shard: int, temporary: Path, record: ShardRecord) -> None:
+    """Rename a finished, synced tar into place, then publish its record."""
+    temporary.replace(tar_path(folder, shard))
+    path = record_path(folder, shard)
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _write_durably(hidden, json.dumps(asdict(record), indent=2) + "\n")
+    hidden.replace(path)
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def count_shards(folder: Path) -> int:
+    """Return the number of finished shards.
+
+    Raises:
+        InputError: If there is a gap: a later shard is finished and an earlier one is not.
+    """
+    shards = sorted(int(p.stem[6:]) for p in folder.glob("pairs-??????.json"))
+    for expected, shard in enumerate(shards):
+        if shard != expected:
+            raise InputError(
+                f"expected shard {expected} in {folder}, got none although shard {shard} is "
+                "finished; run make_pairs.py to its end"
+            )
+    return len(shards)
+
+
+def encode(
+    index: int, noise: torch.Tensor, image: torch.Tensor, label: int | None, form: ImageFormat
+) -> dict[str, str | bytes]:
+    """Return one pair as the members of a tar, keys as webdataset wants them."""
+    sample: dict[str, str | bytes] = {
+        "__key__": f"{index:09d}",
+        "latent.npy": _npy(noise.numpy()),
+    }
+    if form == "png":
+        buffer = io.BytesIO()
+        to_pil(to_uint8(image[None])[0]).save(buffer, format="png")
+        sample["image.png"] = buffer.getvalue()
+    else:
+        dtype = np.float16 if form == "npy16" else np.float32
+        sample["image.npy"] = _npy(image.numpy().astype(dtype))
+    if label is not None:
+        sample["cls"] = str(label).encode()
+    return sample
+
+
+def decode(sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, int | None]:
+    """Return noise (float32), image (as stored: uint8 or float) and label of one pair.
+
+    Nothing is ever unpickled.
+
+    Raises:
+        KeyError, ValueError, OSError: If a member is missing or damaged.
+    """
+    noise = _array(sample["latent.npy"])
+    if "image.png" in sample:
+        with Image.open(io.BytesIO(sample["image.png"])) as picture:
+            image = from_pil(picture).numpy()
+    else:
+        image = _array(sample["image.npy"])
+    return noise, image, int(sample["cls"]) if "cls" in sample else None
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _array(data: bytes) -> np.ndarray:
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

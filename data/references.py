@@ -1,0 +1,59 @@
+"""The real images: what teachers and feature networks learn from, and what FID compares with."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from data.digits import Labelled, Split, digits
+from get.errors import InputError
+from get.images import from_pil, from_uint8
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def real_images(name: str, split: Split) -> Labelled:
+    """Return real images by name.
+
+    Args:
+        name: "digits", or a folder of pictures of one size. Its sub-folders, sorted by name, are
+            the classes; without sub-folders there is one class. A folder has no fixed split:
+            every tenth picture is held out.
+        split: Which part.
+
+    Raises:
+        InputError: If the folder is missing, empty, or holds pictures of several sizes.
+    """
+    return digits(split) if name == "digits" else _folder(Path(name), split)
+
+
+def _folder(root: Path, split: Split) -> Labelled:
+    if not root.is_dir():
+        raise InputError(f'expected "digits" or an image folder, got {root}; there is no such folder')
+    classes = sorted(p for p in root.iterdir() if p.is_dir()) or [root]
+    files = [
+        (path, label)
+        for label, folder in enumerate(classes)
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in SUFFIXES
+    ]
+    held_out = split == "held_out"
+    chosen = [pair for i, pair in enumerate(files) if (i % 10 == 9) == held_out]
+    if not chosen:
+        raise InputError(
+            f"expected pictures ({', '.join(SUFFIXES)}) in {root}, got {len(files)}; "
+            "at least 10 are needed for a training and a held-out part"
+        )
+    pictures = []
+    for path, _ in chosen:
+        with Image.open(path) as image:
+            pictures.append(from_pil(image))
+    shapes = sorted({tuple(p.shape) for p in pictures})
+    if len(shapes) > 1 or shapes[0][1] != shapes[0][2]:
+        raise InputError(
+            f"expected square pictures of one size and mode in {root}, got shapes {shapes}; "
+            "crop and resize them first"
+        )
+    return Labelled(
+        from_uint8(torch.stack(pictures)), torch.tensor([label for _, label in chosen])
+    )

@@ -1,0 +1,190 @@
+"""GET, the Generative Equilibrium Transformer (arXiv:2401.08639): noise to image in one call.
+
+Injection blocks run once over the noise; their features drive a few weight-tied equilibrium
+blocks that are iterated. `get/equilibrium/solve.py` holds the loop, `layers.py` the blocks, and
+`get/losses.py` the training objective. The path of this module is written into saved pipelines.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from get.equilibrium import Select, Solution, Unrolled, fixed_point
+from get.errors import InputError
+from get.models.layers import Block, Decode, Embed, check_call, check_shape, initialise
+
+Start = Literal["injection", "zeros", "normal"]
+Map = Literal["anchored", "plain"]
+
+
+class Trajectory(NamedTuple):
+    """Every image a model makes on its way, for losses on iterates.
+
+    Attributes:
+        images: The decoded iterates z_1 .. z_T; T is 1 for a ViT.
+        residual: Mean relative residual of the last step; None for a ViT.
+    """
+
+    images: Float[Tensor, "iterates batch channels side side"]
+    residual: Float[Tensor, ""] | None
+
+
+class GET(ModelMixin, ConfigMixin):
+    """Generative Equilibrium Transformer.
+
+    Args:
+        image_size: Side of the square image in pixels.
+        channels: Image channels.
+        patch_size: Side of a patch in pixels; divides `image_size`.
+        width: Channels of a token.
+        depth: Injection blocks, run once.
+        equilibrium_depth: Weight-tied blocks, run in every iteration.
+        heads: Attention heads.
+        mlp_ratio: Hidden width of the injection blocks' MLPs over `width`.
+        equilibrium_mlp_ratio: The same for the equilibrium blocks.
+        num_classes: Number of classes; None for an unconditional model.
+        iterations: Default number of iterations.
+        z0: Where the iteration starts: at the injected features, at zeros, or at unit normal noise
+            (the reference's way; then the caller gives a generator or the tensor itself).
+        map: "plain" iterates the blocks, z <- blocks(z), as published. It adds to z for ever and
+            has no fixed point. "anchored" iterates z <- x + (blocks(z) - z), x the injected
+            features: same parameters and cost, and it has one.
+        select: Which iterate a call returns; "lowest_residual" is the reference's in evaluation.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012  the names diffusers looks for
+    _repeated_blocks = ["Block"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 32,
+        channels: int = 3,
+        patch_size: int = 2,
+        width: int = 256,
+        depth: int = 6,
+        equilibrium_depth: int = 3,
+        heads: int = 4,
+        mlp_ratio: float = 4.0,
+        equilibrium_mlp_ratio: float = 6.0,
+        num_classes: int | None = None,
+        iterations: int = 6,
+        z0: Start = "injection",
+        map: Map = "anchored",  # noqa: A002  the field's word, written into config.json
+        select: Select = "last",
+    ) -> None:
+        """Build the model with published initial values; see the class for the arguments."""
+        super().__init__()
+        check_shape(image_size, patch_size, width, heads)
+        for name, value, allowed in (
+            ("z0", z0, ("injection", "zeros", "normal")),
+            ("map", map, ("anchored", "plain")),
+            ("select", select, ("last", "lowest_residual")),
+        ):
+            if value not in allowed:
+                raise InputError(f"expected {name} to be one of {allowed}, got {value!r}")
+        self.gradient_checkpointing = False
+        self.embed = Embed(image_size, channels, patch_size, width, num_classes)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.injection = nn.Linear(width, 3 * width * equilibrium_depth, bias=False)
+        self.equilibrium_blocks = nn.ModuleList(
+            Block(width, heads, equilibrium_mlp_ratio) for _ in range(equilibrium_depth)
+        )
+        self.decode = Decode(width, patch_size, channels)
+        initialise(self)
+
+    def forward(
+        self,
+        noise: Float[Tensor, "batch channels side side"],
+        labels: Int[Tensor, " batch"] | None = None,
+        *,
+        iterations: int | None = None,
+        z0: Float[Tensor, "batch tokens width"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch channels side side"]:
+        """Make images from noise.
+
+        Args:
+            noise: Unit normal noise.
+            labels: Class indices; None exactly if the model is unconditional.
+            iterations: Evaluations of the equilibrium blocks; None takes the config's.
+            z0: Start of the iteration; None follows the config's policy.
+            generator: Draws the start where the policy is "normal" and `z0` is None.
+
+        Returns:
+            Images, nominally in [-1, 1], not clipped.
+
+        Raises:
+            InputError: If shapes or labels do not fit the model, or a start has to be drawn and
+                there is no generator.
+        """
+        return self.decode(self.solve(noise, labels, iterations, z0, generator).z)
+
+    def trajectory(
+        self,
+        noise: Float[Tensor, "batch channels side side"],
+        labels: Int[Tensor, " batch"] | None = None,
+        *,
+        iterations: int | None = None,
+        z0: Float[Tensor, "batch tokens width"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Trajectory:
+        """Make the images of all iterates; arguments and errors as in `forward`."""
+        solution = self.solve(noise, labels, iterations, z0, generator, keep_iterates=True)
+        z = torch.stack(solution.iterates)
+        images = self.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        return Trajectory(images, solution.residual.mean())
+
+    def solve(
+        self,
+        noise: Tensor,
+        labels: Tensor | None,
+        iterations: int | None,
+        z0: Tensor | None,
+        generator: torch.Generator | None,
+        keep_iterates: bool = False,
+    ) -> Solution:
+        """Run the injection blocks once and iterate the equilibrium map; no decoding."""
+        c = self.config
+        check_call(noise, labels, c.channels, c.image_size, c.num_classes)
+        x, label = self.embed(noise, labels)
+        for block in self.blocks:
+            x = block(x, label)
+        u = self.injection(x).chunk(c.equilibrium_depth, dim=-1)
+        if label is not None:
+            u = [u_i + label for u_i in u]
+        return fixed_point(
+            self.equilibrium_map,
+            self._start(x, generator) if z0 is None else z0,
+            inputs=(x, *u),
+            gradient=Unrolled(checkpoint=self.gradient_checkpointing),
+            max_steps=c.iterations if iterations is None else iterations,
+            select=c.select,
+            keep_iterates=keep_iterates,
+        )
+
+    def equilibrium_map(self, z: Tensor, x: Tensor, *u: Tensor) -> Tensor:
+        """Return f(z): the map whose fixed point is decoded; x and u are the injections."""
+        out = z
+        for block, u_i in zip(self.equilibrium_blocks, u, strict=True):
+            out = block(out, u_i)
+        return out if self.config.map == "plain" else x + (out - z)
+
+    def _start(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        match self.config.z0:
+            case "injection":
+                return x
+            case "zeros":
+                return torch.zeros_like(x)
+        if generator is None:
+            raise InputError(
+                "expected a generator or z0, got neither; this model starts its iteration at "
+                'random (z0="normal") and the caller says from where the numbers come'
+            )
+        z0 = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
+        return z0.to(x.device)

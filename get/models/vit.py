@@ -1,0 +1,72 @@
+"""ViT, the baseline GET is compared with: the same parts, called the same way, no iteration."""
+
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from get.models.get import Trajectory
+from get.models.layers import Block, Decode, Embed, check_call, check_shape, initialise
+
+
+class ViT(ModelMixin, ConfigMixin):
+    """Vision transformer from noise to image.
+
+    Args:
+        image_size: Side of the square image in pixels.
+        channels: Image channels.
+        patch_size: Side of a patch in pixels; divides `image_size`.
+        width: Channels of a token.
+        depth: Number of blocks.
+        heads: Attention heads.
+        mlp_ratio: Hidden width of the MLPs over `width`.
+        num_classes: Number of classes; None for an unconditional model.
+    """
+
+    _no_split_modules = ["Block"]  # noqa: RUF012  the names diffusers looks for
+    _repeated_blocks = ["Block"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 32,
+        channels: int = 3,
+        patch_size: int = 2,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        num_classes: int | None = None,
+    ) -> None:
+        """Build the model with published initial values; see the class for the arguments."""
+        super().__init__()
+        check_shape(image_size, patch_size, width, heads)
+        self.embed = Embed(image_size, channels, patch_size, width, num_classes)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.decode = Decode(width, patch_size, channels)
+        initialise(self)
+
+    def forward(
+        self,
+        noise: Float[Tensor, "batch channels side side"],
+        labels: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch channels side side"]:
+        """Make images (nominally in [-1, 1], not clipped) from unit normal noise.
+
+        Raises:
+            ValueError: If shapes or labels do not fit the model.
+        """
+        c = self.config
+        check_call(noise, labels, c.channels, c.image_size, c.num_classes)
+        x, label = self.embed(noise, labels)
+        for block in self.blocks:
+            x = block(x, label)
+        return self.decode(x)
+
+    def trajectory(
+        self,
+        noise: Float[Tensor, "batch channels side side"],
+        labels: Int[Tensor, " batch"] | None = None,
+    ) -> Trajectory:
+        """Make the images as a trajectory of length one, so that training treats both alike."""
+        return Trajectory(self(noise, labels)[None], None)

@@ -1,0 +1,126 @@
+"""GETPipeline: the diffusers way to sample from a distilled model.
+
+    pipeline = GETPipeline.from_pretrained("runs/digits", use_safetensors=True)
+    images = pipeline(batch_size=4, class_labels=[0, 1, 2, 3], generator=generator).images
+"""
+
+from typing import Literal
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from get.errors import InputError
+from get.images import to_pil, to_uint8
+from get.models import GET, ViT
+
+
+class GETPipeline(DiffusionPipeline):
+    """One-step generation with a GET or a ViT.
+
+    Args:
+        model: The distilled model.
+    """
+
+    model_cpu_offload_seq = "model"
+    model: GET | ViT
+
+    def __init__(self, model: GET | ViT) -> None:
+        """Register the model as the pipeline's one component."""
+        super().__init__()
+        self.register_modules(model=model)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        class_labels: int | list[int] | Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        iterations: int | None = None,
+        output_type: Literal["pil", "np", "pt"] = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Make images in one call of the model.
+
+        Args:
+            batch_size: Number of images; taken from `latents` if those are given.
+            class_labels: One class index for all images or one each; None lets a conditional
+                model draw them from the (first) generator.
+            generator: Source of the noise, or one an image.
+            latents: Unit normal noise of shape (batch, channels, side, side) to use instead.
+            iterations: Iterations of a GET; None takes the model's default.
+            output_type: "pil", "np" (NHWC in [0, 1]) or "pt" (NCHW in [0, 1]).
+            return_dict: False returns a plain tuple.
+
+        Returns:
+            `ImagePipelineOutput` with `images`, or a tuple of them.
+
+        Raises:
+            InputError: If labels, iterations or output type do not fit the model.
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise InputError(f'expected output_type "pil", "np" or "pt", got {output_type!r}')
+        c, device, dtype = self.model.config, self._execution_device, self.model.dtype
+        if latents is None:
+            shape = (batch_size, c.channels, c.image_size, c.image_size)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        noise = latents.to(device, dtype)
+        first = generator[0] if isinstance(generator, list) else generator
+        labels = self._labels(class_labels, len(noise), first)
+        if isinstance(self.model, GET):
+            z0 = self._start(len(noise), generator)
+            images = self.model(noise, labels, iterations=iterations, z0=z0)
+        elif iterations is not None:
+            raise InputError("expected no iterations, got some; the model is a ViT")
+        else:
+            images = self.model(noise, labels)
+        if output_type == "pil":
+            result = [to_pil(image) for image in to_uint8(images)]
+        else:
+            result = (images.float() / 2 + 0.5).clamp(0, 1).cpu()
+            if output_type == "np":
+                result = result.permute(0, 2, 3, 1).numpy()
+        return ImagePipelineOutput(images=result) if return_dict else (result,)
+
+    def _labels(
+        self,
+        class_labels: int | list[int] | Tensor | None,
+        batch_size: int,
+        generator: torch.Generator | None,
+    ) -> Tensor | None:
+        classes = self.model.config.num_classes
+        if not classes:
+            if class_labels is not None:
+                raise InputError("expected no class_labels, got some; the model is unconditional")
+            return None
+        if class_labels is None:
+            device = generator.device if generator else "cpu"
+            labels = torch.randint(classes, (batch_size,), generator=generator, device=device)
+        else:
+            labels = torch.as_tensor(class_labels, dtype=torch.int64)
+            labels = labels.expand(batch_size) if labels.dim() == 0 else labels
+        if labels.shape != (batch_size,):
+            raise InputError(
+                f"expected {batch_size} class_labels, got {tuple(labels.shape)}; "
+                "give one for all images or one each"
+            )
+        if labels.min() < 0 or labels.max() >= classes:
+            raise InputError(
+                f"expected class_labels from 0 to {classes - 1}, "
+                f"got {int(labels.min())} to {int(labels.max())}"
+            )
+        return labels.to(self._execution_device)
+
+    def _start(
+        self, batch_size: int, generator: torch.Generator | list[torch.Generator] | None
+    ) -> Tensor | None:
+        """Draw the start of the iteration after the noise, where the model wants a random one."""
+        c = self.model.config
+        if c.z0 != "normal":
+            return None
+        shape = (batch_size, (c.image_size // c.patch_size) ** 2, c.width)
+        return randn_tensor(
+            shape, generator=generator, device=self._execution_device, dtype=self.model.dtype
+        )

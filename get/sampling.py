@@ -1,0 +1,50 @@
+"""Image of index i under a seed, from a GET or a ViT alike."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from get.errors import InputError
+from get.models import GET, ViT
+from get.noise import draw_start
+
+
+@torch.no_grad()
+def generate(
+    model: GET | ViT,
+    noise: Float[Tensor, "batch channels side side"],
+    labels: Int[Tensor, " batch"] | None,
+    *,
+    seed: int,
+    indices: Sequence[int],
+    iterations: int | None = None,
+) -> Float[Tensor, "batch channels side side"]:
+    """Make images of given noise; what else is random comes from (seed, index) too.
+
+    Args:
+        model: The distilled model.
+        noise: Unit normal noise.
+        labels: Class indices; None exactly if the model is unconditional.
+        seed: Names, with `indices`, the random start of a GET whose `z0` is "normal".
+        indices: One a sample.
+        iterations: Iterations of a GET; None takes the model's default.
+
+    Returns:
+        Images on the CPU, nominally in [-1, 1].
+
+    Raises:
+        InputError: If the arguments do not fit the model.
+    """
+    noise = noise.to(model.device)
+    labels = None if labels is None else labels.to(model.device)
+    if not isinstance(model, GET):
+        if iterations is not None:
+            raise InputError("expected no iterations, got some; a ViT has none")
+        return model(noise, labels).float().cpu()
+    c, z0 = model.config, None
+    if c.z0 == "normal":
+        tokens = (c.image_size // c.patch_size) ** 2
+        z0 = draw_start(seed, indices, (tokens, c.width)).to(model.device)
+    return model(noise, labels, iterations=iterations, z0=z0).float().cpu()

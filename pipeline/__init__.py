@@ -1,0 +1,1 @@
+"""Verbs: one script a stage. Nobody imports this package but its own scripts."""

@@ -1,0 +1,120 @@
+"""What every script's command line does: recipe and flags to a config, one line for bad input.
+
+Exit codes: 0 only when the work is whole, 2 for bad input, 1 for a run that failed, 128 + signal
+after a signal (the state was saved).
+"""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import NoReturn, Self, TypeVar
+
+import torch
+import tyro
+from accelerate import Accelerator
+
+from get.errors import InputError
+
+Config = TypeVar("Config")
+
+RESOURCE_ERRORS = (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR)
+
+
+class Failed(RuntimeError):
+    """A run that cannot go on (a loss that is not finite, say); the message is complete."""
+
+
+class Signals:
+    """Remembers the first INT, TERM or USR1 so that work can stop at a good place.
+
+    A second Ctrl-C stops at once: everything on disk is whole at any moment.
+    """
+
+    def __init__(self) -> None:
+        """Nothing received yet."""
+        self.received: int | None = None
+
+    def __enter__(self) -> Self:
+        """Take the signals over."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Give the signals back."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == number:
+            raise KeyboardInterrupt
+        self.received = self.received or number
+
+    @staticmethod
+    def exit(number: int, saved: str) -> NoReturn:
+        """Say what is saved and exit with 128 + signal."""
+        name = signal.Signals(number).name
+        print(f"stopped by {name}: {saved}; run the same command to continue", file=sys.stderr)
+        sys.exit(128 + number)
+
+
+def run(main: Callable[[Config], None], table: Mapping[str, Config]) -> None:
+    """Parse `SCRIPT RECIPE --flag value`, call `main` with the config, turn errors into codes."""
+    name = os.path.splitext(os.path.basename(sys.argv[0]))[0]  # noqa: PTH119, PTH122
+    try:
+        main(_parse(table, sys.argv[1:]))
+    except InputError as error:
+        _end(name, str(error), 2)
+    except Failed as error:
+        _end(name, str(error), 1)
+    except KeyboardInterrupt:
+        _end(name, "stopped by SIGINT; run the same command to continue", 128 + signal.SIGINT)
+    except OSError as error:
+        if error.errno not in RESOURCE_ERRORS:
+            raise
+        _end(name, f"expected to write {error.filename}, got: {error.strerror}", 2)
+
+
+def check_processes(accelerator: Accelerator, at_most: int | None = None) -> None:
+    """Stop if fewer processes work together than were launched, or more than can.
+
+    Raises:
+        InputError: Then; see docs of accelerate: `--cpu --num_processes 2` starts one process, and
+            torchrun without ACCELERATE_USE_CPU=1 starts processes that do not know each other.
+    """
+    launched, together = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
+    if launched != together:
+        raise InputError(
+            f"expected {launched} processes to work together, got {together}; on CPUs launch with "
+            "ACCELERATE_USE_CPU=1 torchrun --standalone --nproc_per_node N -m pipeline.NAME"
+        )
+    if at_most and together > at_most:
+        raise InputError(f"expected at most {at_most} process, got {together}")
+
+
+def local_device() -> torch.device:
+    """Return this process's GPU, or the CPU where there is none (for scripts without collectives)."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _parse(table: Mapping[str, Config], arguments: list[str]) -> Config:
+    first = arguments[0] if arguments else ""
+    if not first:
+        raise InputError(f"expected a recipe ({', '.join(table)}), got none; --help explains")
+    if first not in table and not first.startswith("-"):
+        raise InputError(f"expected a recipe ({', '.join(table)}), got {first!r}")
+    choices = {name: ((type(config).__doc__ or "").split("\n")[0], config) for name, config in table.items()}
+    return tyro.extras.overridable_config_cli(
+        choices, args=arguments, config=(tyro.conf.AvoidSubcommands,)
+    )
+
+
+def _end(name: str, message: str, code: int) -> None:
+    print(f"{name}: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,289 @@
+"""The settings of every stage: frozen, checked when made, one default in one place.
+
+`recipes.py` fills them in by name; the command line overrides single fields.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from data.pairs import ImageFormat
+from get.errors import InputError
+from get.losses import PixelLoss
+from get.models import Map, Start
+
+LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise InputError(f"expected {name} above 0, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What every training script shares.
+
+    Attributes:
+        output_dir: The run folder. The same command continues an unfinished run there.
+        seed: Of initial weights, data order and noise.
+        max_train_steps: Optimiser steps in all.
+        global_batch_size: Samples an optimiser step, over all processes and accumulation.
+        learning_rate: Peak learning rate of AdamW (no weight decay).
+        lr_scheduler: Name of the schedule, as in diffusers.
+        lr_warmup_steps: Steps of linear warm-up.
+        max_grad_norm: Gradients are clipped to this norm; None does not clip.
+        ema_decay: Decay of the averaged weights, which are the result.
+        checkpointing_steps: A checkpoint every so many steps.
+        checkpoints_total_limit: Checkpoints kept; older ones go once a newer one is whole.
+        log_steps: A line of metrics.jsonl every so many steps.
+        overwrite_output_dir: Delete what is in output_dir and start afresh.
+    """
+
+    output_dir: Path
+    seed: int = 0
+    max_train_steps: int = 1500
+    global_batch_size: int = 128
+    learning_rate: float = 2e-3
+    lr_scheduler: LRScheduler = "cosine"
+    lr_warmup_steps: int = 100
+    max_grad_norm: float | None = 1.0
+    ema_decay: float = 0.99
+    checkpointing_steps: int = 500
+    checkpoints_total_limit: int = 2
+    log_steps: int = 10
+    overwrite_output_dir: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot mean anything."""
+        _positive(
+            max_train_steps=self.max_train_steps,
+            global_batch_size=self.global_batch_size,
+            learning_rate=self.learning_rate,
+            checkpointing_steps=self.checkpointing_steps,
+            checkpoints_total_limit=self.checkpoints_total_limit,
+            log_steps=self.log_steps,
+        )
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"expected ema_decay in [0, 1), got {self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(TrainingConfig):
+    """Train a class-conditional diffusion teacher (UNet2DModel, EDM preconditioning).
+
+    Attributes:
+        train_data_dir: "digits", or a folder of pictures of one size, one sub-folder a class.
+        block_out_channels: Channels of the U-Net's levels.
+        layers_per_block: Residual blocks a level.
+        attention: Put self-attention into the lowest level.
+        sigma_data: Standard deviation of the images in [-1, 1]; None measures it.
+        sigma_min: Lowest noise level of sampling.
+        sigma_max: Highest noise level of sampling.
+        p_mean: Mean of ln(sigma) in training.
+        p_std: Standard deviation of ln(sigma) in training.
+        check: Train nothing: check that output_dir holds a whole teacher, as its card says.
+    """
+
+    train_data_dir: str = "digits"
+    block_out_channels: tuple[int, ...] = (24, 32)
+    layers_per_block: int = 1
+    attention: bool = False
+    sigma_data: float | None = None
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    check: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(TrainingConfig):
+    """Train the classifier whose features FID uses.
+
+    Attributes:
+        train_data_dir: "digits", or a folder of pictures of one size, one sub-folder a class.
+        width: Channels of its first convolution.
+        features: Size of its feature vector.
+    """
+
+    train_data_dir: str = "digits"
+    width: int = 32
+    features: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsConfig:
+    """Let a teacher write noise/image pairs.
+
+    Attributes:
+        teacher: A teacher in diffusers format.
+        output_dir: The data set's folder; the same command writes only what is missing.
+        num_pairs: Pairs in all, a multiple of pairs_per_shard; more may be asked for later.
+        pairs_per_shard: Pairs a tar file.
+        teacher_batch_size: Images the teacher makes at once.
+        num_inference_steps: Steps of the Heun sampler (2 n - 1 network evaluations).
+        seed: With an index it names a pair's noise and label.
+        image_format: "png" (8 bit), "npy16" or "npy32" (unquantised floats).
+    """
+
+    teacher: Path
+    output_dir: Path
+    num_pairs: int
+    pairs_per_shard: int = 1024
+    teacher_batch_size: int = 256
+    num_inference_steps: int = 18
+    seed: int = 0
+    image_format: ImageFormat = "png"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that do not divide."""
+        _positive(
+            num_pairs=self.num_pairs,
+            pairs_per_shard=self.pairs_per_shard,
+            teacher_batch_size=self.teacher_batch_size,
+        )
+        if self.num_pairs % self.pairs_per_shard:
+            raise InputError(
+                f"expected num_pairs to be a multiple of pairs_per_shard {self.pairs_per_shard}, "
+                f"got {self.num_pairs}; pairs come in whole shards"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GETModel:
+    """Shape of a GET; image size, channels and classes come from the pairs."""
+
+    patch_size: int = 2
+    width: int = 64
+    depth: int = 1
+    equilibrium_depth: int = 3
+    heads: int = 2
+    mlp_ratio: float = 4.0
+    equilibrium_mlp_ratio: float = 4.0
+    iterations: int = 3
+    z0: Start = "injection"
+    map: Map = "anchored"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTModel:
+    """Shape of a ViT; image size, channels and classes come from the pairs."""
+
+    patch_size: int = 2
+    width: int = 64
+    depth: int = 4
+    heads: int = 2
+    mlp_ratio: float = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainingConfig):
+    """Distil pairs into a one-step student.
+
+    Attributes:
+        pairs: Folder of the pairs.
+        model: The student's shape.
+        holdout_shards: The last shards, kept from training for a validation loss.
+        streams: Logical streams of the data order; processes times loader workers divide it.
+        train_batch_size: Samples a process and micro-step; None derives it from the global batch.
+        gradient_accumulation_steps: Micro-steps an optimiser step.
+        gradient_checkpointing: Recompute each iteration in the backward pass: less memory.
+        mixed_precision: bf16 is for GPUs that have it; on a CPU it is 100 times slower.
+        loss: Pixel loss of each iterate.
+        iterate_decay: Weight of iterate k of T is iterate_decay^(T - k).
+        dataloader_num_workers: Processes that read and decode; 0 reads in the training process.
+        validation_steps: Validation loss and a sample grid every so many steps.
+    """
+
+    pairs: Path
+    model: GETModel | ViTModel = field(default_factory=GETModel)
+    holdout_shards: int = 1
+    streams: int = 8
+    train_batch_size: int | None = None
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    mixed_precision: Literal["no", "bf16"] = "no"
+    loss: PixelLoss = "l1"
+    iterate_decay: float = 0.5
+    dataloader_num_workers: int = 0
+    validation_steps: int = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Make images with a distilled model.
+
+    Attributes:
+        model: A run, one of its checkpoints, or any folder with `model_index.json`.
+        output_dir: Where the PNGs and the grid go.
+        num_images: How many.
+        seed: With the index of an image it names its noise and label.
+        class_labels: Classes to cycle through; None draws them.
+        iterations: Iterations of a GET; None takes the model's default.
+        batch_size: Images at once; has no influence on them.
+    """
+
+    model: Path
+    output_dir: Path
+    num_images: int = 64
+    seed: int = 0
+    class_labels: tuple[int, ...] | None = None
+    iterations: int | None = None
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        _positive(num_images=self.num_images, batch_size=self.batch_size)
+        if self.iterations is not None:
+            _positive(iterations=self.iterations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Compare students with their teacher and with real images.
+
+    Attributes:
+        pairs: Folder of the pairs; its held-out shards are the teacher's images, and their noise
+            is what the students are given.
+        holdout_shards: The last shards, which no student has seen.
+        runs: The students.
+        teacher: The teacher that made the pairs.
+        real_images: "digits", or an image folder.
+        feature_network: The classifier whose features are compared.
+        output_dir: One JSON a model is written here.
+        num_images: Images a model.
+        iterations: Numbers of iterations at which a GET is measured.
+        batch_size: Images at once.
+    """
+
+    pairs: Path
+    holdout_shards: int
+    runs: tuple[Path, ...]
+    teacher: Path
+    real_images: str
+    feature_network: Path
+    output_dir: Path
+    num_images: int = 5000
+    iterations: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12)
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        _positive(num_images=self.num_images, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Put the measurements of a recipe into one table and one picture.
+
+    Attributes:
+        recipe: Name of the recipe, for titles and marks.
+        evaluation: Folder of what evaluate.py wrote; report.md and the picture go beside it.
+        readme: A Markdown file whose table between the marks of this recipe is renewed.
+    """
+
+    recipe: str
+    evaluation: Path
+    readme: Path | None = None

@@ -1,0 +1,153 @@
+"""ONE TABLE of named runs; every script takes its settings from it, the command line overrides.
+
+`python -m pipeline.recipes NAME` prints what launch.sh needs to know: the students of a recipe.
+Measured results stand in the README, generated from JSON.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data.teachers import SHIPPED
+from pipeline.config import (
+    ClassifierConfig,
+    EvaluateConfig,
+    GETModel,
+    PairsConfig,
+    ReportConfig,
+    SampleConfig,
+    TeacherConfig,
+    TrainConfig,
+    ViTModel,
+)
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole distillation: what each stage does, in order.
+
+    Attributes:
+        teacher: How the teacher was, or is, trained.
+        pairs: What the teacher writes.
+        students: Name to training settings; the first is the one that is sampled.
+        sample: The images made at the end.
+        evaluate: What is measured.
+    """
+
+    teacher: TeacherConfig
+    pairs: PairsConfig
+    students: dict[str, TrainConfig]
+    sample: SampleConfig
+    evaluate: EvaluateConfig
+
+
+def _digits() -> Recipe:
+    """scikit-learn's digits on two CPU cores in a quarter of an hour."""
+    pairs = PairsConfig(
+        teacher=SHIPPED / "digits-teacher",
+        output_dir=RUNS / "pairs" / "digits",
+        num_pairs=21 * 1024,
+    )
+    get = TrainConfig(
+        output_dir=RUNS / "digits",
+        pairs=pairs.output_dir,
+        model=GETModel(),
+        holdout_shards=5,
+        max_train_steps=2500,
+        learning_rate=4e-3,
+    )
+    students = {
+        "digits": get,
+        # as many parameters as GET
+        "digits-vit": replace(get, output_dir=RUNS / "digits-vit", model=ViTModel(depth=4)),
+        # as many multiply-accumulates as GET with 3 iterations
+        "digits-vit-deep": replace(
+            get, output_dir=RUNS / "digits-vit-deep", model=ViTModel(depth=10)
+        ),
+    }
+    return Recipe(
+        teacher=TeacherConfig(output_dir=RUNS / "digits-teacher", learning_rate=4e-3),
+        pairs=pairs,
+        students=students,
+        sample=SampleConfig(model=get.output_dir, output_dir=get.output_dir / "images"),
+        evaluate=EvaluateConfig(
+            pairs=pairs.output_dir,
+            holdout_shards=get.holdout_shards,
+            runs=tuple(c.output_dir for c in students.values()),
+            teacher=pairs.teacher,
+            real_images="digits",
+            feature_network=SHIPPED / "digits-features",
+            output_dir=get.output_dir / "evaluation",
+        ),
+    )
+
+
+def _smoke(full: Recipe) -> Recipe:
+    """Every stage of `digits` at its smallest: it proves the plumbing, not the method."""
+    pairs = replace(
+        full.pairs,
+        output_dir=RUNS / "pairs" / "smoke",
+        num_pairs=5 * 64,
+        pairs_per_shard=64,
+        teacher_batch_size=64,
+        num_inference_steps=4,
+    )
+    get = replace(
+        full.students["digits"],
+        output_dir=RUNS / "smoke",
+        pairs=pairs.output_dir,
+        holdout_shards=1,
+        streams=4,
+        max_train_steps=20,
+        lr_warmup_steps=2,
+        global_batch_size=16,
+        checkpointing_steps=10,
+        validation_steps=10,
+        log_steps=1,
+    )
+    vit = replace(get, output_dir=RUNS / "smoke-vit", model=ViTModel(depth=4))
+    return Recipe(
+        teacher=replace(
+            full.teacher,
+            output_dir=RUNS / "smoke-teacher",
+            max_train_steps=20,
+            lr_warmup_steps=2,
+            global_batch_size=16,
+            checkpointing_steps=10,
+        ),
+        pairs=pairs,
+        students={"smoke": get, "smoke-vit": vit},
+        sample=SampleConfig(model=get.output_dir, output_dir=get.output_dir / "images"),
+        evaluate=replace(
+            full.evaluate,
+            pairs=pairs.output_dir,
+            holdout_shards=1,
+            runs=(get.output_dir, vit.output_dir),
+            output_dir=get.output_dir / "evaluation",
+            num_images=64,
+            iterations=(1, 3),
+        ),
+    )
+
+
+DIGITS = _digits()
+RECIPES = {"digits": DIGITS, "smoke": _smoke(DIGITS)}
+
+TEACHERS = {name: recipe.teacher for name, recipe in RECIPES.items()}
+CLASSIFIERS = {"digits": ClassifierConfig(output_dir=RUNS / "digits-features")}
+PAIRS = {name: recipe.pairs for name, recipe in RECIPES.items()}
+STUDENTS = {name: c for recipe in RECIPES.values() for name, c in recipe.students.items()}
+SAMPLES = {name: recipe.sample for name, recipe in RECIPES.items()}
+EVALUATIONS = {name: recipe.evaluate for name, recipe in RECIPES.items()}
+REPORTS = {
+    name: ReportConfig(recipe=name, evaluation=recipe.evaluate.output_dir)
+    for name, recipe in RECIPES.items()
+}
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in RECIPES:
+        found = " ".join(sys.argv[1:]) or "none"
+        sys.exit(f"recipes: expected a recipe ({', '.join(RECIPES)}), got {found}")
+    print(*RECIPES[sys.argv[1]].students)

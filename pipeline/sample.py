@@ -1,0 +1,122 @@
+"""Make images with a distilled model: PNGs and a grid.
+
+Image i of a seed is the same for any batch size and number of processes (to one 8-bit level).
+Under torchrun every process makes its share; running it again makes only what is missing.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from get.errors import InputError
+from get.images import from_pil, grid, to_pil, to_uint8
+from get.noise import draw
+from get.sampling import generate
+from pipeline import cli
+from pipeline.config import SampleConfig
+from pipeline.recipes import SAMPLES
+from pipeline.run import new_file, read_json, write_json
+from pipeline.students import load_student, weights_hash
+
+GRID = 100  # images of the grid at most
+
+
+def main(config: SampleConfig) -> None:
+    """Write the images that are missing."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    model = load_student(config.model, cli.local_device())
+    c = model.config
+    if c.channels not in (1, 3):
+        raise InputError(f"expected a model of 1 or 3 channels for PNGs, got {c.channels}")
+    classes = config.class_labels
+    if classes is not None and not c.num_classes:
+        raise InputError(f"expected no class_labels, got {classes}; the model is unconditional")
+    if classes is not None and not all(0 <= k < c.num_classes for k in classes):
+        raise InputError(f"expected class_labels from 0 to {c.num_classes - 1}, got {classes}")
+
+    settings = {
+        "model": weights_hash(config.model),
+        "seed": config.seed,
+        "class_labels": classes,
+        "iterations": config.iterations,
+    }
+    open_folder(config.output_dir, settings)
+    missing = [
+        i for i in range(rank, config.num_images, world) if not image_path(config, i).exists()
+    ]
+    bar = tqdm(
+        total=len(missing),
+        desc=str(config.output_dir),
+        unit="image",
+        disable=int(os.environ.get("LOCAL_RANK", "0")) > 0,
+        dynamic_ncols=True,
+    )
+    with cli.Signals() as signals, bar:
+        for at in range(0, len(missing), config.batch_size):
+            indices = missing[at : at + config.batch_size]
+            shape = (c.channels, c.image_size, c.image_size)
+            noise, labels = draw(config.seed, indices, shape, c.num_classes)
+            if classes is not None:
+                labels = torch.tensor([classes[i % len(classes)] for i in indices])
+            images = generate(
+                model,
+                noise,
+                labels,
+                seed=config.seed,
+                indices=indices,
+                iterations=config.iterations,
+            )
+            for index, image in zip(indices, to_uint8(images), strict=True):
+                with new_file(image_path(config, index)) as path:
+                    to_pil(image).save(path, format="png")
+            bar.update(len(indices))
+            if signals.received:
+                bar.close()
+                signals.exit(signals.received, f"{at + len(indices)} of {len(missing)} images made")
+    if not missing:
+        print(f"{config.num_images} images in {config.output_dir} are made; nothing to do")
+    if all(image_path(config, i).exists() for i in range(config.num_images)):
+        print(f"images {config.output_dir}, grid {write_grid(config)}")
+
+
+def image_path(config: SampleConfig, index: int) -> Path:
+    """Return where image `index` lies."""
+    return config.output_dir / f"{index:09d}.png"
+
+
+def open_folder(folder: Path, settings: dict) -> None:
+    """Note what the images of a folder are made with, or check that it is this.
+
+    Raises:
+        InputError: If the folder holds images of another model, seed or setting.
+    """
+    path = folder / "sample.json"
+    wanted = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    if not path.exists():
+        write_json(path, wanted)
+    elif (found := read_json(path)) != wanted:
+        different = [f"{k} was {found.get(k)!r}, is {v!r}" for k, v in wanted.items() if found.get(k) != v]
+        raise InputError(
+            f"expected the settings of the images in {folder}, got: {'; '.join(different)}; "
+            "choose another output_dir or delete that one"
+        )
+
+
+def write_grid(config: SampleConfig) -> Path:
+    """Lay the first images out as one picture."""
+    images = []
+    for index in range(min(config.num_images, GRID)):
+        with Image.open(image_path(config, index)) as picture:
+            images.append(from_pil(picture))
+    columns = max(1, min(10, round(len(images) ** 0.5)))
+    with new_file(config.output_dir / "grid.png") as path:
+        sheet = grid(torch.stack(images), columns, scale=max(1, 64 // images[0].shape[-1]))
+        sheet.save(path, format="png")
+    return config.output_dir / "grid.png"
+
+
+if __name__ == "__main__":
+    cli.run(main, SAMPLES)

@@ -1,0 +1,212 @@
+"""Distil: regress the teacher's image from its noise with a GET or a ViT, in one visible loop.
+
+Runs as `accelerate launch pipeline/train.py RECIPE` on any number of GPUs and as
+`python -m pipeline.train RECIPE`. The same command continues a run that was stopped.
+Next: sample.py, evaluate.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from torch import Tensor
+
+from data.pairs import Manifest, count_shards, read_manifest
+from data.reader import Batch, Order, as_floats, batches, read_shard
+from get.cost import count_macs, count_parameters
+from get.ema import EMA
+from get.errors import InputError
+from get.images import grid, to_uint8
+from get.losses import IterateLoss, geometric_weights
+from get.models import GET, ViT
+from get.noise import draw
+from get.pipeline_get import GETPipeline
+from get.sampling import generate
+from pipeline import cli
+from pipeline.config import GETModel, TrainConfig
+from pipeline.recipes import STUDENTS
+from pipeline.run import Run, TrainState, step_seed
+
+GRID = 40  # images of the sample grid
+
+
+def main(config: TrainConfig) -> None:
+    """Train a student; the same command continues, and does nothing once the run is finished."""
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+    )
+    cli.check_processes(accelerator)
+    check_batch(config, accelerator.num_processes)
+    torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing
+    manifest = read_manifest(config.pairs)
+    order = Order(
+        folder=config.pairs,
+        shards=count_shards(config.pairs) - config.holdout_shards,
+        pairs_per_shard=manifest.pairs_per_shard,
+        seed=config.seed,
+        streams=config.streams,
+        batch_size=config.global_batch_size,
+    )
+    torch.manual_seed(config.seed)
+    student = build_student(config, manifest).to(accelerator.device)
+    ema = EMA(student, config.ema_decay)
+    trainable = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, config.learning_rate, weight_decay=0.0)
+    scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+    )
+    state = TrainState({"model": student, "ema": ema.model}, optimizer, scheduler)
+    module = accelerator.prepare(IterateLoss(student, config.loss))  # DDP where it is several
+    pipeline = GETPipeline(ema.model)
+    pipeline.set_progress_bar_config(disable=True)
+
+    with Run(config, accelerator, data={"pairs": asdict(manifest)}) as run:
+        start = run.restore(state)
+        run.say(header(config, student, order, accelerator.num_processes))
+        loader = batches(
+            order,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+            start=start,
+            workers=config.dataloader_num_workers,
+        )
+        for step in run.steps(start, state, pipeline.save_pretrained):
+            # ---- one step
+            batch = next(loader).to(accelerator.device)
+            z0 = random_start(student, order, step, accelerator)
+            for part, z in split(batch, z0, config.gradient_accumulation_steps):
+                with accelerator.accumulate(module):
+                    losses = module(part.noise, part.labels, part.images, z)
+                    weights = geometric_weights(len(losses.iterates), config.iterate_decay)
+                    loss = losses.iterates @ weights.to(losses.iterates)
+                    accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(trainable, config.max_grad_norm or torch.inf)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            ema.update(student)
+            # ---- the step is done
+            residual = {} if losses.residual is None else {"residual": losses.residual}
+            run.record(step, loss=losses.iterates[-1], total=loss, grad_norm=norm, **residual)
+            done = step + 1
+            if done % config.validation_steps == 0 or done == config.max_train_steps:
+                if accelerator.is_main_process:
+                    validate(run, ema.model, config, manifest, order, step)
+                accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        print(f"student {config.output_dir}")
+
+
+def check_batch(config: TrainConfig, processes: int) -> None:
+    """Check that the global batch divides into processes and micro-steps.
+
+    Raises:
+        InputError: If it does not, or train_batch_size contradicts it.
+    """
+    parts = processes * config.gradient_accumulation_steps
+    each, rest = divmod(config.global_batch_size, parts)
+    if rest or config.train_batch_size not in (None, each):
+        raise InputError(
+            f"expected global_batch_size {config.global_batch_size} = train_batch_size x "
+            f"{processes} processes x {config.gradient_accumulation_steps} micro-steps, got "
+            f"train_batch_size {config.train_batch_size}; change one of them"
+        )
+
+
+def build_student(config: TrainConfig, manifest: Manifest) -> GET | ViT:
+    """Build the student for images and classes like those of the pairs."""
+    channels, size, _ = manifest.image_shape
+    shape = asdict(config.model)
+    common = {"image_size": size, "channels": channels, "num_classes": manifest.num_classes}
+    if isinstance(config.model, GETModel):
+        student = GET(**common, **shape)
+        if config.gradient_checkpointing:
+            student.enable_gradient_checkpointing()
+        return student
+    if config.gradient_checkpointing:
+        raise InputError("expected a GET for gradient_checkpointing, got a ViT; leave it off")
+    return ViT(**common, **shape)
+
+
+def random_start(
+    student: GET | ViT, order: Order, step: int, accelerator: Accelerator
+) -> Tensor | None:
+    """Draw the iteration's start for a GET that begins at random: a function of (seed, step).
+
+    One draw a stream, so the number of processes has no influence.
+    """
+    if not isinstance(student, GET) or student.config.z0 != "normal":
+        return None
+    c, device = student.config, accelerator.device
+    each = order.streams // accelerator.num_processes
+    first = each * accelerator.process_index
+    shape = (order.batch_size // order.streams, (c.image_size // c.patch_size) ** 2, c.width)
+    generators = (
+        torch.Generator(device).manual_seed(step_seed(order.seed, step, 1 + first + i))
+        for i in range(each)
+    )
+    return torch.cat([torch.randn(shape, generator=g, device=device) for g in generators])
+
+
+def split(batch: Batch, z0: Tensor | None, parts: int) -> Iterator[tuple[Batch, Tensor | None]]:
+    """Cut a batch into equal micro-batches."""
+    size = len(batch.noise) // parts
+    for i in range(parts):
+        at = slice(i * size, (i + 1) * size)
+        labels = None if batch.labels is None else batch.labels[at]
+        part = Batch(batch.noise[at], batch.images[at], labels)
+        yield part, None if z0 is None else z0[at]
+
+
+@torch.no_grad()
+def validate(
+    run: Run, model: GET | ViT, config: TrainConfig, manifest: Manifest, order: Order, step: int
+) -> None:
+    """Measure the averaged weights on a held-out shard; draw the grid of fixed noise."""
+    if config.holdout_shards:
+        shard = read_shard(order.folder, order.shards)
+        total = 0.0
+        for at in range(0, len(shard.noise), GRID * 8):
+            noise, images = shard.noise[at : at + GRID * 8], shard.images[at : at + GRID * 8]
+            labels = None if shard.labels is None else shard.labels[at : at + GRID * 8]
+            at_once = range(at, at + len(noise))
+            made = generate(model, noise, labels, seed=config.seed, indices=at_once)
+            total += float((made - as_floats(images)).abs().mean(dim=(1, 2, 3)).sum())
+        loss = total / len(shard.noise)
+        run.log(step, validation_l1=loss)
+        run.say(f"step {step + 1}: L1 on the held-out pairs {loss:.4f}")
+    channels = manifest.image_shape[0]
+    if channels in (1, 3):
+        noise, _ = draw(config.seed, range(GRID), manifest.image_shape)
+        labels = torch.arange(GRID) % manifest.num_classes if manifest.num_classes else None
+        made = generate(model, noise, labels, seed=config.seed, indices=range(GRID))
+        folder = run.path / "samples"
+        folder.mkdir(exist_ok=True)
+        picture = grid(to_uint8(made), columns=10, scale=max(1, 64 // made.shape[-1]))
+        picture.save(folder / f"step-{step + 1:06d}.png")
+
+
+def header(config: TrainConfig, student: GET | ViT, order: Order, processes: int) -> str:
+    """Return what is about to happen, in a few lines."""
+    c = student.config
+    noise = torch.zeros(1, c.channels, c.image_size, c.image_size, device=student.device)
+    labels = None if c.num_classes is None else torch.zeros(1, dtype=torch.int64).to(noise.device)
+    macs = count_macs(lambda: generate(student, noise, labels, seed=0, indices=[0]))
+    pairs = order.shards * order.pairs_per_shard
+    epochs = config.max_train_steps * config.global_batch_size / pairs
+    return f"""***** Training {config.output_dir} *****
+  {type(student).__name__}: {count_parameters(student):,} parameters, {macs:,} MACs an image
+  pairs: {pairs:,} of {c.channels}x{c.image_size}x{c.image_size} in {order.folder}
+  global batch {config.global_batch_size} = {processes} processes x \
+{config.gradient_accumulation_steps} micro-steps; {config.max_train_steps} steps, \
+{epochs:.1f} epochs"""
+
+
+if __name__ == "__main__":
+    cli.run(main, STUDENTS)

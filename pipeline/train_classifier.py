@@ -1,0 +1,98 @@
+"""Train the small classifier whose features FID, KID and precision/recall use.
+
+Sees the training part only; its accuracy on the held-out part stands in its card.
+Next: evaluate.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from data.references import Labelled, real_images
+from get.cost import count_parameters
+from get.ema import EMA
+from get.models.classifier import Classifier
+from pipeline import cli
+from pipeline.card import write_card
+from pipeline.config import ClassifierConfig
+from pipeline.recipes import CLASSIFIERS
+from pipeline.run import Run, TrainState, step_seed
+
+NOISE = 0.1  # standard deviation of the noise added to training images
+
+
+def main(config: ClassifierConfig) -> None:
+    """Train; the same command continues an unfinished run and does nothing after a finished one."""
+    accelerator = Accelerator()
+    cli.check_processes(accelerator, at_most=1)
+    training = real_images(config.train_data_dir, "training")
+    images, labels = training.images.to(accelerator.device), training.labels.to(accelerator.device)
+    torch.manual_seed(config.seed)
+    model = Classifier(
+        image_size=images.shape[-1],
+        channels=images.shape[1],
+        width=config.width,
+        features=config.features,
+        num_classes=int(labels.max()) + 1,
+    ).to(accelerator.device)
+    ema = EMA(model, config.ema_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.0)
+    scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+    )
+    state = TrainState({"model": model, "ema": ema.model}, optimizer, scheduler)
+
+    with Run(config, accelerator) as run:
+        start = run.restore(state)
+        for step in run.steps(start, state, ema.model.save_pretrained):
+            generator = torch.Generator().manual_seed(step_seed(config.seed, step))
+            chosen = torch.randint(len(images), (config.global_batch_size,), generator=generator)
+            batch = augment(images[chosen], generator)
+            loss = F.cross_entropy(model(batch), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or torch.inf)
+            optimizer.step()
+            scheduler.step()
+            ema.update(model)
+            run.record(step, loss=loss, grad_norm=norm)
+        if not (run.path / "card.json").exists():
+            held_out = real_images(config.train_data_dir, "held_out")
+            figures = {
+                "parameters": count_parameters(model),
+                "training_accuracy": accuracy(ema.model, training),
+                "held_out_accuracy": accuracy(ema.model, held_out),
+            }
+            title = f"Feature network for {config.train_data_dir}"
+            text = "Small convolutional classifier; FID uses its penultimate features."
+            write_card(run, title, text, figures)
+    print(f"feature network {config.output_dir}")
+
+
+def augment(
+    images: Float[Tensor, "batch channels height width"], generator: torch.Generator
+) -> Float[Tensor, "batch channels height width"]:
+    """Shift a batch by at most one pixel (background moves in) and add a little noise."""
+    down, right = torch.randint(0, 3, (2,), generator=generator).tolist()
+    height, width = images.shape[2:]
+    padded = F.pad(images, (1, 1, 1, 1), value=-1.0)
+    shifted = padded[:, :, down : down + height, right : right + width]
+    return shifted + NOISE * torch.randn(shifted.shape, generator=generator).to(images.device)
+
+
+@torch.no_grad()
+def accuracy(model: Classifier, data: Labelled) -> float:
+    """Return the share of images the classifier names rightly."""
+    right = model(data.images.to(model.device)).argmax(1).cpu() == data.labels
+    return round(float(right.float().mean()), 4)
+
+
+if __name__ == "__main__":
+    cli.run(main, CLASSIFIERS)

@@ -1,0 +1,165 @@
+"""Train a diffusion teacher on real images: UNet2DModel under EDM preconditioning.
+
+The result is a diffusers folder (`unet/`, `scheduler/`) that any diffusers code can load; its
+README.md card tells command, seed and figures. `--check` only checks such a folder.
+Next: make_pairs.py.
+"""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.optimization import get_scheduler
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
+from torch.nn.utils import clip_grad_norm_
+
+from data.references import Labelled, real_images
+from data.teachers import DiffusersTeacher, Sampler, edm_loss
+from get.cost import count_parameters
+from get.ema import EMA
+from get.errors import InputError
+from get.noise import draw
+from pipeline import cli
+from pipeline.card import check_card, write_card
+from pipeline.config import TeacherConfig
+from pipeline.recipes import TEACHERS
+from pipeline.run import Run, TrainState, step_seed, write_json
+
+
+def main(config: TeacherConfig) -> None:
+    """Train a teacher, or check one."""
+    if config.check:
+        check(config.output_dir)
+        return
+    accelerator = Accelerator()
+    cli.check_processes(accelerator, at_most=1)
+    train(config, accelerator)
+
+
+def train(config: TeacherConfig, accelerator: Accelerator) -> None:
+    """Train; the same command continues an unfinished run and does nothing after a finished one."""
+    data = real_images(config.train_data_dir, "training")
+    images, labels = data.images.to(accelerator.device), data.labels.to(accelerator.device)
+    sigma_data = config.sigma_data or round(float(images.std()), 2)
+    torch.manual_seed(config.seed)
+    unet = build_unet(config, data).to(accelerator.device)
+    ema = EMA(unet, config.ema_decay)
+    optimizer = torch.optim.AdamW(unet.parameters(), config.learning_rate, weight_decay=0.0)
+    scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+    )
+    state = TrainState({"unet": unet, "ema": ema.model}, optimizer, scheduler)
+
+    with Run(config, accelerator) as run:
+        run.say(
+            f"***** Training a teacher: {count_parameters(unet):,} parameters, "
+            f"{len(images)} images of {tuple(images.shape[1:])}, sigma_data {sigma_data} *****"
+        )
+        start = run.restore(state)
+        for step in run.steps(start, state, lambda folder: save(folder, ema.model, config, sigma_data)):
+            generator = torch.Generator().manual_seed(step_seed(config.seed, step))
+            chosen = torch.randint(len(images), (config.global_batch_size,), generator=generator)
+            batch, classes = images[chosen], labels[chosen] if conditional(data) else None
+            loss = edm_loss(
+                unet, batch, classes, sigma_data, generator, config.p_mean, config.p_std
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            norm = clip_grad_norm_(unet.parameters(), config.max_grad_norm or torch.inf)
+            optimizer.step()
+            scheduler.step()
+            ema.update(unet)
+            run.record(step, loss=loss, grad_norm=norm)
+        if not (run.path / "card.json").exists():
+            figures = {
+                "parameters": count_parameters(unet),
+                "sigma_data": sigma_data,
+                **held_out_losses(config, ema.model.cpu(), sigma_data),
+            }
+            title = f"Diffusion teacher for {config.train_data_dir}"
+            kind = "Class-conditional" if conditional(data) else "Unconditional"
+            write_card(run, title, f"{kind} `UNet2DModel` under EDM preconditioning.", figures)
+    print(f"teacher {config.output_dir}")
+
+
+def conditional(data: Labelled) -> bool:
+    """Say whether the data have more than one class."""
+    return int(data.labels.max()) > 0
+
+
+def build_unet(config: TeacherConfig, data: Labelled) -> UNet2DModel:
+    """Build the raw network for images and classes like these.
+
+    Raises:
+        InputError: If the image size cannot be halved often enough.
+    """
+    channels, size = data.images.shape[1:3]
+    levels = len(config.block_out_channels)
+    if size % 2 ** (levels - 1):
+        raise InputError(
+            f"expected an image size that {levels} levels can halve, got {size}; "
+            "resize the pictures or give fewer block_out_channels"
+        )
+    attention = "Attn" if config.attention else ""
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=("DownBlock2D",) * (levels - 1) + (f"{attention}DownBlock2D",),
+        up_block_types=(f"{attention}UpBlock2D",) + ("UpBlock2D",) * (levels - 1),
+        norm_num_groups=8,
+        attention_head_dim=config.block_out_channels[-1],
+        num_class_embeds=int(data.labels.max()) + 1 if conditional(data) else None,
+    )
+
+
+def save(folder: Path, unet: UNet2DModel, config: TeacherConfig, sigma_data: float) -> None:
+    """Write the teacher in diffusers format."""
+    unet.save_pretrained(folder / "unet")
+    scheduler = EDMEulerScheduler(
+        sigma_min=config.sigma_min, sigma_max=config.sigma_max, sigma_data=sigma_data
+    )
+    scheduler.save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "DiffusionPipeline",
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", "EDMEulerScheduler"],
+    }
+    write_json(folder / "model_index.json", index)
+
+
+@torch.no_grad()
+def held_out_losses(config: TeacherConfig, unet: UNet2DModel, sigma_data: float) -> dict[str, float]:
+    """Return the EDM loss on both parts of the data: a gap between them is memorisation."""
+    losses = {}
+    for split in ("training", "held_out"):
+        data = real_images(config.train_data_dir, split)
+        labels = data.labels if conditional(data) else None
+        generator = torch.Generator().manual_seed(config.seed)
+        parts = [edm_loss(unet, data.images, labels, sigma_data, generator) for _ in range(8)]
+        losses[f"{split}_loss"] = round(float(torch.stack(parts).mean()), 4)
+    return losses
+
+
+def check(folder: Path) -> None:
+    """Check that a teacher is whole: hashes as in its card, loadable, finite samples.
+
+    Raises:
+        InputError: If it is not.
+    """
+    teacher = DiffusersTeacher(folder, Sampler(steps=4), "cpu")
+    card = check_card(folder)
+    noise, labels = draw(0, range(16), teacher.image_shape, teacher.num_classes)
+    if not torch.isfinite(teacher(noise, labels)).all():
+        raise InputError(f"expected finite samples of {folder}, got inf or nan; retrain the teacher")
+    print(f"teacher {folder}: {card['parameters']:,} parameters, hashes as in its card, it samples")
+
+
+if __name__ == "__main__":
+    cli.run(main, TEACHERS)
