@@ -78,7 +78,8 @@ def read_shard(folder: Path, shard: int) -> Shard:
         if path.stat().st_size != record.bytes:
             raise ValueError(f"{path.stat().st_size} bytes")
         with path.open("rb") as file:
-            pairs = [decode(sample) for sample in group_by_keys(tar_file_iterator(file))]
+            members = ({"__url__": str(path), **member} for member in tar_file_iterator(file))
+            pairs = [decode(sample) for sample in group_by_keys(members)]
         # webdataset ends silently at many kinds of damage, so the count has to be looked at.
         if len(pairs) != record.count:
             raise ValueError(f"{len(pairs)} pairs")
