@@ -31,8 +31,8 @@ def digits(split: Split) -> Labelled:
     """
     from sklearn.datasets import load_digits
 
-    source = load_digits()
-    order = np.argsort(np.random.Philox(key=0).random_raw(len(source.images)), kind="stable")
+    pixels, classes = load_digits(return_X_y=True)
+    order = np.argsort(np.random.Philox(key=0).random_raw(len(pixels)), kind="stable")
     part = order[:TRAINING] if split == "training" else order[TRAINING:]
-    images = torch.from_numpy(source.images[part]).float()[:, None] / 8 - 1  # 0..16 -> [-1, 1]
-    return Labelled(images, torch.from_numpy(source.target[part]).long())
+    images = torch.from_numpy(pixels[part]).float().view(-1, 1, 8, 8) / 8 - 1  # 0..16 -> [-1, 1]
+    return Labelled(images, torch.from_numpy(classes[part]).long())

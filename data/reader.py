@@ -19,13 +19,14 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset.tariterators import group_by_keys, tar_file_iterator
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from data.pairs import decode, read_record, tar_path
 from get.errors import InputError
 from get.images import from_uint8
 
 CACHE_BYTES = 2**30  # of decoded shards, a loader process
+
 
 class Batch(NamedTuple):
     """Pairs ready for a model.
@@ -42,7 +43,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """Move to a device."""
-        return Batch(*(None if x is None else x.to(device, non_blocking=True) for x in self))
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        noise, images = (x.to(device, non_blocking=True) for x in (self.noise, self.images))
+        return Batch(noise, images, labels)
 
 
 class Shard(NamedTuple):
@@ -55,13 +58,19 @@ class Shard(NamedTuple):
     def take(self, places: Int[np.ndarray, " chosen"]) -> "Shard":
         """Return the pairs at these places."""
         at = torch.from_numpy(places)
-        return Shard(*(None if part is None else part[at] for part in self))
+        return Shard(
+            self.noise[at], self.images[at], None if self.labels is None else self.labels[at]
+        )
 
 
 def concatenate(parts: list[Shard]) -> Shard:
     """Return the pairs of all parts in order."""
-    columns = zip(*parts, strict=True)
-    return Shard(*(None if column[0] is None else torch.cat(column) for column in columns))
+    labels = [part.labels for part in parts if part.labels is not None]
+    return Shard(
+        torch.cat([part.noise for part in parts]),
+        torch.cat([part.images for part in parts]),
+        torch.cat(labels) if labels else None,
+    )
 
 
 def read_shard(folder: Path, shard: int) -> Shard:
@@ -78,7 +87,7 @@ def read_shard(folder: Path, shard: int) -> Shard:
         if path.stat().st_size != record.bytes:
             raise ValueError(f"{path.stat().st_size} bytes")
         with path.open("rb") as file:
-            members = ({"__url__": str(path), **member} for member in tar_file_iterator(file))
+            members = tar_file_expander([{"url": str(path), "stream": file}])
             pairs = [decode(sample) for sample in group_by_keys(members)]
         # webdataset ends silently at many kinds of damage, so the count has to be looked at.
         if len(pairs) != record.count:

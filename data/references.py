@@ -29,7 +29,9 @@ def real_images(name: str, split: Split) -> Labelled:
 
 def _folder(root: Path, split: Split) -> Labelled:
     if not root.is_dir():
-        raise InputError(f'expected "digits" or an image folder, got {root}; there is no such folder')
+        raise InputError(
+            f'expected "digits" or an image folder, got {root}; there is no such folder'
+        )
     classes = sorted(p for p in root.iterdir() if p.is_dir()) or [root]
     files = [
         (path, label)
@@ -54,6 +56,4 @@ def _folder(root: Path, split: Split) -> Labelled:
             f"expected square pictures of one size and mode in {root}, got shapes {shapes}; "
             "crop and resize them first"
         )
-    return Labelled(
-        from_uint8(torch.stack(pictures)), torch.tensor([label for _, label in chosen])
-    )
+    return Labelled(from_uint8(torch.stack(pictures)), torch.tensor([label for _, label in chosen]))

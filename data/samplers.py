@@ -1,6 +1,7 @@
 """Deterministic ODE samplers that diffusers lacks: EDM's Heun with a float64 state."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 def karras_sigmas(
     steps: int, sigma_min: float, sigma_max: float, rho: float
 ) -> Float[Tensor, " steps_plus_one"]:
-    """Return the noise levels of EDM in float64, falling, with 0 appended (Eq. 5, arXiv:2206.00364)."""
+    """Return EDM's float64 noise levels, falling, 0 appended (Eq. 5, arXiv:2206.00364)."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
@@ -37,7 +38,7 @@ def heun(
     """
     sigmas = sigmas.to(noise.device)
     x = noise.to(torch.float64) * sigmas[0]
-    for now, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, following in pairwise(sigmas):
         slope = (x - denoise(x, now)) / now
         euler = x + (following - now) * slope
         if following > 0:

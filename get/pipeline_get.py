@@ -1,7 +1,7 @@
 """GETPipeline: the diffusers way to sample from a distilled model.
 
-    pipeline = GETPipeline.from_pretrained("runs/digits", use_safetensors=True)
-    images = pipeline(batch_size=4, class_labels=[0, 1, 2, 3], generator=generator).images
+pipeline = GETPipeline.from_pretrained("runs/digits", use_safetensors=True)
+images = pipeline(batch_size=4, class_labels=[0, 1, 2, 3], generator=generator).images
 """
 
 from typing import Literal
@@ -62,20 +62,20 @@ class GETPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "np", "pt"):
             raise InputError(f'expected output_type "pil", "np" or "pt", got {output_type!r}')
-        c, device, dtype = self.model.config, self._execution_device, self.model.dtype
+        model, device, dtype = self.model, self._execution_device, self.model.dtype
         if latents is None:
-            shape = (batch_size, c.channels, c.image_size, c.image_size)
+            shape = (batch_size, model.channels, model.image_size, model.image_size)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         noise = latents.to(device, dtype)
         first = generator[0] if isinstance(generator, list) else generator
         labels = self._labels(class_labels, len(noise), first)
-        if isinstance(self.model, GET):
-            z0 = self._start(len(noise), generator)
-            images = self.model(noise, labels, iterations=iterations, z0=z0)
+        if isinstance(model, GET):
+            z0 = self._start(model, len(noise), generator)
+            images = model(noise, labels, iterations=iterations, z0=z0)
         elif iterations is not None:
             raise InputError("expected no iterations, got some; the model is a ViT")
         else:
-            images = self.model(noise, labels)
+            images = model(noise, labels)
         if output_type == "pil":
             result = [to_pil(image) for image in to_uint8(images)]
         else:
@@ -90,7 +90,7 @@ class GETPipeline(DiffusionPipeline):
         batch_size: int,
         generator: torch.Generator | None,
     ) -> Tensor | None:
-        classes = self.model.config.num_classes
+        classes = self.model.num_classes
         if not classes:
             if class_labels is not None:
                 raise InputError("expected no class_labels, got some; the model is unconditional")
@@ -114,13 +114,15 @@ class GETPipeline(DiffusionPipeline):
         return labels.to(self._execution_device)
 
     def _start(
-        self, batch_size: int, generator: torch.Generator | list[torch.Generator] | None
+        self,
+        model: GET,
+        batch_size: int,
+        generator: torch.Generator | list[torch.Generator] | None,
     ) -> Tensor | None:
         """Draw the start of the iteration after the noise, where the model wants a random one."""
-        c = self.model.config
-        if c.z0 != "normal":
+        if model.z0 != "normal":
             return None
-        shape = (batch_size, (c.image_size // c.patch_size) ** 2, c.width)
+        shape = (batch_size, (model.image_size // model.patch_size) ** 2, model.width)
         return randn_tensor(
-            shape, generator=generator, device=self._execution_device, dtype=self.model.dtype
+            shape, generator=generator, device=self._execution_device, dtype=model.dtype
         )

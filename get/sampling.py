@@ -43,8 +43,8 @@ def generate(
         if iterations is not None:
             raise InputError("expected no iterations, got some; a ViT has none")
         return model(noise, labels).float().cpu()
-    c, z0 = model.config, None
-    if c.z0 == "normal":
-        tokens = (c.image_size // c.patch_size) ** 2
-        z0 = draw_start(seed, indices, (tokens, c.width)).to(model.device)
+    z0 = None
+    if model.z0 == "normal":
+        tokens = (model.image_size // model.patch_size) ** 2
+        z0 = draw_start(seed, indices, (tokens, model.width)).to(model.device)
     return model(noise, labels, iterations=iterations, z0=z0).float().cpu()

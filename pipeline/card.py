@@ -28,7 +28,7 @@ def write_card(run: Run, title: str, description: str, figures: dict[str, float]
         "train_seconds": round(run.seconds),
         **figures,
         "sha256": {name: _hash(run.path / name) for name in run.published()},
-        **provenance(),
+        **(origin := provenance()),
     }
     write_json(run.path / "card.json", card)
     table = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in figures.items())
@@ -44,8 +44,8 @@ library_name: diffusers
     {card["command"]}
 
 Seed {card["seed"]}, {card["steps"]} steps of {card["global_batch_size"]} in \
-{card["train_seconds"]} s ({card["hardware"]["cores"]} CPU cores). `card.json` has the versions and \
-the hash of every file.
+{card["train_seconds"]} s ({origin["hardware"]["cores"]} CPU cores). \
+`card.json` has the versions and the hash of every file.
 
 | figure | value |
 |---|---|

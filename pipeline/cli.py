@@ -15,6 +15,8 @@ from typing import NoReturn, Self, TypeVar
 import torch
 import tyro
 from accelerate import Accelerator
+from diffusers.utils.logging import disable_progress_bar
+from tqdm import tqdm
 
 from get.errors import InputError
 
@@ -64,6 +66,7 @@ class Signals:
 
 def run(main: Callable[[Config], None], table: Mapping[str, Config]) -> None:
     """Parse `SCRIPT RECIPE --flag value`, call `main` with the config, turn errors into codes."""
+    disable_progress_bar()  # diffusers shows one for every file it loads
     name = os.path.splitext(os.path.basename(sys.argv[0]))[0]  # noqa: PTH119, PTH122
     try:
         main(_parse(table, sys.argv[1:]))
@@ -96,8 +99,26 @@ def check_processes(accelerator: Accelerator, at_most: int | None = None) -> Non
         raise InputError(f"expected at most {at_most} process, got {together}")
 
 
+def progress_bar(total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True) -> tqdm:
+    """Return a bar with rate and time left; in a log file it writes a line now and then only."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=what,
+        unit=unit,
+        disable=not shown,
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 20.0,
+    )
+
+
+def local_main() -> bool:
+    """Say whether this is the process that talks on its machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def local_device() -> torch.device:
-    """Return this process's GPU, or the CPU where there is none (for scripts without collectives)."""
+    """Return this process's GPU, or the CPU, for scripts without collectives."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -109,7 +130,10 @@ def _parse(table: Mapping[str, Config], arguments: list[str]) -> Config:
         raise InputError(f"expected a recipe ({', '.join(table)}), got none; --help explains")
     if first not in table and not first.startswith("-"):
         raise InputError(f"expected a recipe ({', '.join(table)}), got {first!r}")
-    choices = {name: ((type(config).__doc__ or "").split("\n")[0], config) for name, config in table.items()}
+    choices = {
+        name: ((type(config).__doc__ or "").split("\n")[0], config)
+        for name, config in table.items()
+    }
     return tyro.extras.overridable_config_cli(
         choices, args=arguments, config=(tyro.conf.AvoidSubcommands,)
     )

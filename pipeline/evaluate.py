@@ -4,14 +4,13 @@ Teacher and students are compared on the same noise: that of the held-out pairs,
 has seen; the teacher's images are those pairs themselves. One JSON a model. Next: report.py.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from data.pairs import Manifest, count_shards, read_manifest
 from data.reader import Shard, as_floats, concatenate, read_shard
@@ -46,7 +45,8 @@ class Reference:
                 f"expected a feature network in {config.feature_network}, got "
                 f"{type(error).__name__}; make one with pipeline/train_classifier.py"
             ) from error
-        self.network, self.batch_size = network.to(device).eval(), config.batch_size
+        network.to(device)  # pyrefly: ignore[bad-argument-type]  diffusers wraps it
+        self.network, self.batch_size = network.eval(), config.batch_size
         self.images = {
             split: real_images(config.real_images, split).images
             for split in ("training", "held_out")
@@ -71,67 +71,89 @@ class Reference:
             result["class_accuracy"] = float((logits.argmax(1) == labels).double().mean())
         training = self.images["training"]
         result["nearest_training_image"] = float(nearest_distance(images, training).mean())
+        real = nearest_distance(self.images["held_out"], training)
+        result["nearest_training_image_of_held_out"] = float(real.mean())
         return result
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What all models of one evaluation share."""
+
+    config: EvaluateConfig
+    manifest: Manifest
+    held_out: Shard
+    first_index: int
+    reference: Reference
+    device: torch.device
+
+    def of(self, weights: str) -> dict[str, object]:
+        """Return what a measurement measures; while that stands it is not made again."""
+        return {
+            "weights": weights,
+            "iterations": list(self.config.iterations),
+            "num_images": self.config.num_images,
+            "real_images": self.config.real_images,
+            "feature_network": weights_hash(self.config.feature_network, "."),
+            "teacher": self.manifest.teacher,
+            "seed": self.manifest.seed,
+            "first_index": self.first_index,
+        }
 
 
 def main(config: EvaluateConfig) -> None:
     """Evaluate the teacher and every run that has not been evaluated as it is now."""
     device = cli.local_device()
     manifest = read_manifest(config.pairs)
-    held_out = read_held_out(config, manifest)
-    reference = Reference(config, device)
-    real = nearest_distance(reference.images["held_out"], reference.images["training"])
-    common = {
-        "num_images": config.num_images,
-        "real_images": config.real_images,
-        "feature_network": weights_hash(config.feature_network, "."),
-        "pairs": manifest.teacher,
-        "pairs_seed": manifest.seed,
-        "first_index": first_index(config, manifest),
-    }
+    held_out, first_index = read_held_out(config, manifest)
+    evaluation = Evaluation(
+        config, manifest, held_out, first_index, Reference(config, device), device
+    )
     teacher = DiffusersTeacher(config.teacher, Sampler(**manifest.sampler), device)
     if teacher.fingerprint != manifest.teacher:
         raise InputError(
             f"expected the teacher that made {config.pairs}, got {config.teacher}, another one; "
             "name the right one with --teacher"
         )
-    noise, labels = held_out.noise[: config.batch_size], take(held_out.labels, config.batch_size)
-    teacher_rate: float | None = None
-    jobs = [("teacher", config.teacher), *((run.name, run) for run in config.runs)]
-    for name, folder in tqdm(jobs, desc="evaluate", unit="model", dynamic_ncols=True):
-        path = config.output_dir / f"{name}.json"
-        of = {**common, "weights": manifest.teacher if name == "teacher" else weights_hash(folder)}
-        if name != "teacher":
-            of["iterations"] = list(config.iterations)
-        if path.exists() and read_json(path)["of"] == of:
-            tqdm.write(f"{path} is measured; nothing to do")
-            continue
-        if teacher_rate is None:  # in this run, so that ratios mean something
-            teacher_rate = images_per_second(lambda: teacher(noise, labels), len(noise))
-        if name == "teacher":
-            result = {
-                "kind": "teacher",
-                "parameters": count_parameters(teacher.unet),
-                "evaluations": teacher.evaluations,
-                "macs": count_macs(lambda: teacher(noise[:1], take(labels, 1))),
-                "images_per_second": teacher_rate,
-                **reference.measure(as_floats(held_out.images), held_out.labels),
-            }
-            images = as_floats(held_out.images)
-            card = config.teacher / "card.json"
-            result["train_seconds"] = read_json(card)["train_seconds"] if card.exists() else None
-        else:
-            result, images = evaluate_student(
-                config, manifest, reference, held_out, folder, teacher_rate
-            )
-        result["nearest_training_image_of_held_out"] = float(real.mean())
-        write_json(path, {"name": name, "of": of, **result, **provenance()})
-        save_picture(config.output_dir / f"{name}.png", images, held_out.labels)
+    weights = {"teacher": manifest.teacher}
+    students = {}
+    for run in config.runs:
+        students[run.name] = load_student(run, device)
+        weights[run.name] = weights_hash(run)
+    done = [
+        name
+        for name, value in weights.items()
+        if (path := config.output_dir / f"{name}.json").exists()
+        and read_json(path)["of"] == evaluation.of(value)
+    ]
+    if len(done) == len(weights):
+        print(f"measurements {config.output_dir}: all made; nothing to do")
+        return
+
+    # Speeds are measured side by side in one process: only their ratios mean anything.
+    size = min(config.batch_size, config.num_images)
+    noise, labels = held_out.noise[:size], take(held_out.labels, size)
+    teacher_rate = images_per_second(lambda: teacher(noise, labels), size)
+    with cli.Signals() as signals, cli.progress_bar(len(weights), "evaluate", "model") as bar:
+        bar.update(len(done))
+        for name in (name for name in weights if name not in done):
+            if name == "teacher":
+                result, images = evaluate_teacher(evaluation, teacher, teacher_rate)
+            else:
+                run = next(run for run in config.runs if run.name == name)
+                result, images = evaluate_student(evaluation, students[name], run, teacher_rate)
+            save_picture(config.output_dir / f"{name}.png", images, held_out.labels)
+            whole = {"name": name, "of": evaluation.of(weights[name]), **result, **provenance()}
+            write_json(config.output_dir / f"{name}.json", whole)
+            bar.update()
+            if signals.received:
+                bar.close()
+                signals.exit(signals.received, f"{bar.n} of {len(weights)} models are measured")
     print(f"measurements {config.output_dir}")
 
 
-def read_held_out(config: EvaluateConfig, manifest: Manifest) -> Shard:
-    """Return the first `num_images` held-out pairs.
+def read_held_out(config: EvaluateConfig, manifest: Manifest) -> tuple[Shard, int]:
+    """Return the first `num_images` held-out pairs and the index of the first of them.
 
     Raises:
         InputError: If there are fewer.
@@ -145,12 +167,7 @@ def read_held_out(config: EvaluateConfig, manifest: Manifest) -> Shard:
         )
     needed = -(-config.num_images // manifest.pairs_per_shard)
     shards = concatenate([read_shard(config.pairs, first + i) for i in range(needed)])
-    return Shard(*(take(part, config.num_images) for part in shards))
-
-
-def first_index(config: EvaluateConfig, manifest: Manifest) -> int:
-    """Return the index of the first held-out pair."""
-    return (count_shards(config.pairs) - config.holdout_shards) * manifest.pairs_per_shard
+    return shards.take(np.arange(config.num_images)), first * manifest.pairs_per_shard
 
 
 def take(part: Tensor | None, count: int) -> Tensor | None:
@@ -158,72 +175,80 @@ def take(part: Tensor | None, count: int) -> Tensor | None:
     return None if part is None else part[:count]
 
 
+def evaluate_teacher(
+    evaluation: Evaluation, teacher: DiffusersTeacher, rate: float
+) -> tuple[dict, Tensor]:
+    """Measure the teacher by the held-out pairs it has already made."""
+    held_out, card = evaluation.held_out, evaluation.config.teacher / "card.json"
+    images = as_floats(held_out.images)
+    return {
+        "kind": "teacher",
+        "parameters": count_parameters(teacher.unet),
+        "evaluations": teacher.evaluations,
+        "train_seconds": read_json(card)["train_seconds"] if card.exists() else None,
+        "macs": count_macs(lambda: teacher(held_out.noise[:1], take(held_out.labels, 1))),
+        "images_per_second": rate,
+        **evaluation.reference.measure(images, held_out.labels),
+    }, images
+
+
 def evaluate_student(
-    config: EvaluateConfig,
-    manifest: Manifest,
-    reference: Reference,
-    held_out: Shard,
-    folder: Path,
-    teacher_rate: float,
+    evaluation: Evaluation, model: GET | ViT, folder: Path, teacher_rate: float
 ) -> tuple[dict, Tensor]:
     """Measure one run, a GET at every number of iterations; return figures and images."""
-    model = load_student(folder, cli.local_device())
-    c = model.config
-    if (c.channels, c.image_size) != tuple(manifest.image_shape[:2]):
+    held_out = evaluation.held_out
+    shape = (model.channels, model.image_size, model.image_size)
+    if shape != evaluation.manifest.image_shape:
         raise InputError(
-            f"expected a model of {manifest.image_shape} images in {folder}, got one of "
-            f"{(c.channels, c.image_size, c.image_size)}; it was trained on other pairs"
+            f"expected a model of {evaluation.manifest.image_shape} images in {folder}, got one "
+            f"of {shape}; it was trained on other pairs"
         )
-    target = as_floats(held_out.images)
-    first = first_index(config, manifest)
+    target, size = as_floats(held_out.images), evaluation.config.batch_size
 
-    def sampler(iterations: int | None) -> Callable[[int, int], Tensor]:
-        def at(start: int, count: int) -> Tensor:
-            end = min(start + count, len(target))
-            return generate(
-                model,
-                held_out.noise[start:end],
-                None if held_out.labels is None else held_out.labels[start:end],
-                seed=manifest.seed,
-                indices=range(first + start, first + end),
-                iterations=iterations,
-            )
-
-        return at
+    def make(iterations: int | None, start: int, count: int) -> Tensor:
+        end = min(start + count, len(target))
+        return generate(
+            model,
+            held_out.noise[start:end],
+            None if held_out.labels is None else held_out.labels[start:end],
+            seed=evaluation.manifest.seed,
+            indices=range(evaluation.first_index + start, evaluation.first_index + end),
+            iterations=iterations,
+        )
 
     def measure(iterations: int | None) -> tuple[dict, Tensor]:
-        make = sampler(iterations)
-        size = config.batch_size
-        images = torch.cat([make(at, size) for at in range(0, len(target), size)])
-        rate = images_per_second(lambda: make(0, size), min(size, len(target)))
+        images = torch.cat([make(iterations, at, size) for at in range(0, len(target), size)])
+        rate = images_per_second(lambda: make(iterations, 0, size), min(size, len(target)))
         return {
-            "macs": count_macs(lambda: make(0, 1)),
+            "macs": count_macs(lambda: make(iterations, 0, 1)),
             "images_per_second": rate,
             "speedup_over_teacher": rate / teacher_rate,
             "l1_to_teacher": float((images - target).abs().mean()),
-            **reference.measure(images, held_out.labels),
+            **evaluation.reference.measure(images, held_out.labels),
         }, images
 
+    run = read_json(folder / "finished.json")
     result = {
         "kind": type(model).__name__,
         "parameters": count_parameters(model),
         "evaluations": 1,
-        "train_seconds": read_json(folder / "finished.json")["seconds"],
-        "train_steps": read_json(folder / "finished.json")["steps"],
+        "train_seconds": run["seconds"],
+        "train_steps": run["steps"],
     }
     if isinstance(model, ViT):
         figures, images = measure(None)
-        return {**result, **figures}, images
-    by_iterations = {}
-    for iterations in sorted({*config.iterations, c.iterations}):
-        by_iterations[iterations], made = measure(iterations)
-        if iterations == c.iterations:
-            images = made
-    result |= {"default_iterations": c.iterations, "by_iterations": by_iterations}
-    return result, images
+        return result | figures, images
+    made = {k: measure(k) for k in sorted({*evaluation.config.iterations, model.iterations})}
+    by_iterations = {k: figures for k, (figures, _) in made.items()}
+    result |= {"default_iterations": model.iterations, "by_iterations": by_iterations}
+    return result, made[model.iterations][1]
 
 
-def save_picture(path: Path, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"] | None) -> None:
+def save_picture(
+    path: Path,
+    images: Float[Tensor, "batch channels height width"],
+    labels: Int[Tensor, " batch"] | None,
+) -> None:
     """Write the first images of every class, a column a class; nothing for latents."""
     if images.shape[1] not in (1, 3):
         return

@@ -9,8 +9,6 @@ import os
 import sys
 import time
 
-from tqdm import tqdm
-
 from data.pairs import open_data_set, read_record
 from data.teachers import DiffusersTeacher, Sampler
 from data.writer import describe, write_shard
@@ -19,7 +17,7 @@ from pipeline.config import PairsConfig
 from pipeline.recipes import PAIRS
 
 
-class _Stopped(Exception):  # noqa: N818  a signal, not an error
+class _Stopped(Exception):
     """A signal came while a shard was being made."""
 
 
@@ -40,17 +38,14 @@ def main(config: PairsConfig) -> None:
     shards = range(config.num_pairs // config.pairs_per_shard)
     mine = [i for i in shards[rank::world] if read_record(config.output_dir, i) is None]
     if not mine:
-        print(f"{len(shards)} shards in {config.output_dir} are written; nothing to do (rank {rank})")
+        print(
+            f"{len(shards)} shards in {config.output_dir} are written; nothing to do (rank {rank})"
+        )
         return
 
     began = time.perf_counter()
-    bar = tqdm(
-        total=len(mine) * config.pairs_per_shard,
-        desc=config.output_dir.name,
-        unit="pair",
-        disable=int(os.environ.get("LOCAL_RANK", "0")) > 0,
-        dynamic_ncols=True,
-    )
+    total, name = len(mine) * config.pairs_per_shard, f"pairs {config.output_dir.name}"
+    bar = cli.progress_bar(total, name, "pair", shown=cli.local_main())
     with cli.Signals() as signals, bar:
 
         def progress(count: int) -> None:

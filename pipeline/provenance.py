@@ -5,13 +5,14 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 PACKAGES = ("torch", "diffusers", "accelerate", "webdataset", "torch-fidelity", "numpy")
 
 
-def provenance() -> dict[str, object]:
+def provenance() -> dict[str, Any]:
     """Return versions, commit and hardware of this process, JSON-able."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {

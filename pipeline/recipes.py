@@ -1,6 +1,6 @@
 """ONE TABLE of named runs; every script takes its settings from it, the command line overrides.
 
-`python -m pipeline.recipes NAME` prints what launch.sh needs to know: the students of a recipe.
+`python -m pipeline.recipes NAME` prints what launch.sh needs to know: teacher and students.
 Measured results stand in the README, generated from JSON.
 """
 
@@ -149,5 +149,7 @@ REPORTS = {
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in RECIPES:
         found = " ".join(sys.argv[1:]) or "none"
-        sys.exit(f"recipes: expected a recipe ({', '.join(RECIPES)}), got {found}")
+        print(f"recipes: expected a recipe ({', '.join(RECIPES)}), got {found}", file=sys.stderr)
+        sys.exit(2)
+    print(RECIPES[sys.argv[1]].pairs.teacher)
     print(*RECIPES[sys.argv[1]].students)

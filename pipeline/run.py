@@ -34,7 +34,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from get.errors import InputError
-from pipeline.cli import Failed, Signals
+from pipeline import cli
 from pipeline.config import TrainingConfig
 from pipeline.provenance import provenance
 
@@ -123,9 +123,7 @@ class Run:
 
     # ------------------------------------------------------------------ the steps
 
-    def steps(
-        self, start: int, state: TrainState, save: Callable[[Path], object]
-    ) -> Iterator[int]:
+    def steps(self, start: int, state: TrainState, save: Callable[[Path], object]) -> Iterator[int]:
         """Yield the numbers of the steps that are left to do, counted from 0.
 
         Between them checkpoints are written, after the last one the result; after a signal the
@@ -140,16 +138,11 @@ class Run:
         if finished(self.path):
             return
         began = time.perf_counter() - self.seconds
-        self._bar = tqdm(
-            total=c.max_train_steps,
-            initial=start,
-            desc=self.path.name,
-            unit="step",
-            disable=not self.accelerator.is_main_process,
-            dynamic_ncols=True,
-            mininterval=0.5,
+        shown = self.accelerator.is_main_process
+        self._bar = cli.progress_bar(
+            c.max_train_steps, self.path.name, "step", initial=start, shown=shown
         )
-        with Signals() as signals, self._bar as bar:
+        with cli.Signals() as signals, self._bar as bar:
             for step in range(start, c.max_train_steps):
                 yield step
                 bar.update()
@@ -163,7 +156,9 @@ class Run:
                     self._save(done, state, save)
                 if stop and not last:
                     bar.close()
-                    signals.exit(stop, f"step {done} of {c.max_train_steps} is saved in {self.path}")
+                    signals.exit(
+                        stop, f"step {done} of {c.max_train_steps} is saved in {self.path}"
+                    )
         if self.accelerator.is_main_process:
             self._publish()
         self.accelerator.wait_for_everyone()
@@ -195,14 +190,17 @@ class Run:
             return
         names = list(self._pending[0][1])
         rows = torch.stack(
-            [torch.stack([v.detach().float() for v in values.values()]) for _, values in self._pending]
+            [
+                torch.stack([v.detach().float() for v in values.values()])
+                for _, values in self._pending
+            ]
         )
         rows = self.accelerator.reduce(rows, "mean").tolist()
         for (step, _), row in zip(self._pending, rows, strict=True):
             if not all(map(math.isfinite, row)):
                 found = ", ".join(f"{n} {v}" for n, v in zip(names, row, strict=True))
                 good = latest(self.path)
-                raise Failed(
+                raise cli.Failed(
                     f"expected finite values, got {found} in step {step + 1}; the last good "
                     f"checkpoint is {good or 'none'}; try a lower learning_rate"
                 )
@@ -272,7 +270,13 @@ class Run:
                 )
                 state.scheduler.load_state_dict(saved["scheduler"])
                 step, self.seconds = saved["step"], saved["seconds"]
-            except (OSError, SafetensorError, json.JSONDecodeError, KeyError, RuntimeError) as error:
+            except (
+                OSError,
+                SafetensorError,
+                json.JSONDecodeError,
+                KeyError,
+                RuntimeError,
+            ) as error:
                 raise InputError(
                     f"expected a readable checkpoint in {newest}, got {type(error).__name__}: "
                     f"{str(error).splitlines()[0]}; delete that folder to go on from the one before"
@@ -347,7 +351,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path for a file that appears under its name, by rename, once it is whole."""
+    """Yield a temporary path; the file appears under its name, by rename, once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

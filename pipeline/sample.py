@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from get.errors import InputError
 from get.images import from_pil, grid, to_pil, to_uint8
@@ -28,14 +27,13 @@ def main(config: SampleConfig) -> None:
     """Write the images that are missing."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     model = load_student(config.model, cli.local_device())
-    c = model.config
-    if c.channels not in (1, 3):
-        raise InputError(f"expected a model of 1 or 3 channels for PNGs, got {c.channels}")
+    if model.channels not in (1, 3):
+        raise InputError(f"expected a model of 1 or 3 channels for PNGs, got {model.channels}")
     classes = config.class_labels
-    if classes is not None and not c.num_classes:
+    if classes and model.num_classes is None:
         raise InputError(f"expected no class_labels, got {classes}; the model is unconditional")
-    if classes is not None and not all(0 <= k < c.num_classes for k in classes):
-        raise InputError(f"expected class_labels from 0 to {c.num_classes - 1}, got {classes}")
+    if any(not 0 <= k < (model.num_classes or 0) for k in classes or ()):
+        raise InputError(f"expected class_labels below {model.num_classes}, got {classes}")
 
     settings = {
         "model": weights_hash(config.model),
@@ -47,19 +45,13 @@ def main(config: SampleConfig) -> None:
     missing = [
         i for i in range(rank, config.num_images, world) if not image_path(config, i).exists()
     ]
-    bar = tqdm(
-        total=len(missing),
-        desc=str(config.output_dir),
-        unit="image",
-        disable=int(os.environ.get("LOCAL_RANK", "0")) > 0,
-        dynamic_ncols=True,
-    )
+    bar = cli.progress_bar(len(missing), "sample", "image", shown=cli.local_main())
     with cli.Signals() as signals, bar:
         for at in range(0, len(missing), config.batch_size):
             indices = missing[at : at + config.batch_size]
-            shape = (c.channels, c.image_size, c.image_size)
-            noise, labels = draw(config.seed, indices, shape, c.num_classes)
-            if classes is not None:
+            shape = (model.channels, model.image_size, model.image_size)
+            noise, labels = draw(config.seed, indices, shape, model.num_classes)
+            if classes:
                 labels = torch.tensor([classes[i % len(classes)] for i in indices])
             images = generate(
                 model,
@@ -98,7 +90,9 @@ def open_folder(folder: Path, settings: dict) -> None:
     if not path.exists():
         write_json(path, wanted)
     elif (found := read_json(path)) != wanted:
-        different = [f"{k} was {found.get(k)!r}, is {v!r}" for k, v in wanted.items() if found.get(k) != v]
+        different = [
+            f"{k} was {found.get(k)!r}, is {v!r}" for k, v in wanted.items() if found.get(k) != v
+        ]
         raise InputError(
             f"expected the settings of the images in {folder}, got: {'; '.join(different)}; "
             "choose another output_dir or delete that one"

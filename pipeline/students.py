@@ -29,7 +29,8 @@ def load_student(folder: Path, device: torch.device) -> GET | ViT:
             f"expected a readable GET or ViT in {folder}, got {type(error).__name__}: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return pipeline.model.to(device).eval()
+    pipeline.model.to(device)  # pyrefly: ignore[bad-argument-type]  diffusers wraps it
+    return pipeline.model.eval()
 
 
 def weights_hash(folder: Path, part: str = "model") -> str:

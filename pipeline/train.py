@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from data.pairs import Manifest, count_shards, read_manifest
 from data.reader import Batch, Order, as_floats, batches, read_shard
@@ -86,7 +87,7 @@ def main(config: TrainConfig) -> None:
                     weights = geometric_weights(len(losses.iterates), config.iterate_decay)
                     loss = losses.iterates @ weights.to(losses.iterates)
                     accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(trainable, config.max_grad_norm or torch.inf)
+            norm = clip_grad_norm_(trainable, config.max_grad_norm or torch.inf)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -141,12 +142,13 @@ def random_start(
 
     One draw a stream, so the number of processes has no influence.
     """
-    if not isinstance(student, GET) or student.config.z0 != "normal":
+    if not isinstance(student, GET) or student.z0 != "normal":
         return None
-    c, device = student.config, accelerator.device
+    device = accelerator.device
     each = order.streams // accelerator.num_processes
     first = each * accelerator.process_index
-    shape = (order.batch_size // order.streams, (c.image_size // c.patch_size) ** 2, c.width)
+    tokens = (student.image_size // student.patch_size) ** 2
+    shape = (order.batch_size // order.streams, tokens, student.width)
     generators = (
         torch.Generator(device).manual_seed(step_seed(order.seed, step, 1 + first + i))
         for i in range(each)
@@ -194,15 +196,15 @@ def validate(
 
 def header(config: TrainConfig, student: GET | ViT, order: Order, processes: int) -> str:
     """Return what is about to happen, in a few lines."""
-    c = student.config
-    noise = torch.zeros(1, c.channels, c.image_size, c.image_size, device=student.device)
-    labels = None if c.num_classes is None else torch.zeros(1, dtype=torch.int64).to(noise.device)
+    size = student.image_size
+    noise = torch.zeros(1, student.channels, size, size)
+    labels = torch.zeros(1, dtype=torch.int64) if student.num_classes else None
     macs = count_macs(lambda: generate(student, noise, labels, seed=0, indices=[0]))
     pairs = order.shards * order.pairs_per_shard
     epochs = config.max_train_steps * config.global_batch_size / pairs
     return f"""***** Training {config.output_dir} *****
   {type(student).__name__}: {count_parameters(student):,} parameters, {macs:,} MACs an image
-  pairs: {pairs:,} of {c.channels}x{c.image_size}x{c.image_size} in {order.folder}
+  pairs: {pairs:,} of {student.channels}x{size}x{size} in {order.folder}
   global batch {config.global_batch_size} = {processes} processes x \
 {config.gradient_accumulation_steps} micro-steps; {config.max_train_steps} steps, \
 {epochs:.1f} epochs"""

@@ -60,7 +60,9 @@ def train(config: TeacherConfig, accelerator: Accelerator) -> None:
             f"{len(images)} images of {tuple(images.shape[1:])}, sigma_data {sigma_data} *****"
         )
         start = run.restore(state)
-        for step in run.steps(start, state, lambda folder: save(folder, ema.model, config, sigma_data)):
+        for step in run.steps(
+            start, state, lambda folder: save(folder, ema.model, config, sigma_data)
+        ):
             generator = torch.Generator().manual_seed(step_seed(config.seed, step))
             chosen = torch.randint(len(images), (config.global_batch_size,), generator=generator)
             batch, classes = images[chosen], labels[chosen] if conditional(data) else None
@@ -135,7 +137,9 @@ def save(folder: Path, unet: UNet2DModel, config: TeacherConfig, sigma_data: flo
 
 
 @torch.no_grad()
-def held_out_losses(config: TeacherConfig, unet: UNet2DModel, sigma_data: float) -> dict[str, float]:
+def held_out_losses(
+    config: TeacherConfig, unet: UNet2DModel, sigma_data: float
+) -> dict[str, float]:
     """Return the EDM loss on both parts of the data: a gap between them is memorisation."""
     losses = {}
     for split in ("training", "held_out"):
@@ -157,7 +161,9 @@ def check(folder: Path) -> None:
     card = check_card(folder)
     noise, labels = draw(0, range(16), teacher.image_shape, teacher.num_classes)
     if not torch.isfinite(teacher(noise, labels)).all():
-        raise InputError(f"expected finite samples of {folder}, got inf or nan; retrain the teacher")
+        raise InputError(
+            f"expected finite samples of {folder}, got inf or nan; retrain the teacher"
+        )
     print(f"teacher {folder}: {card['parameters']:,} parameters, hashes as in its card, it samples")
 
 

@@ -8,10 +8,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -55,24 +55,26 @@ class DiffusersTeacher:
             InputError: If the folder is not a teacher this class can use.
         """
         folder = Path(folder)
-        classes = _read_index(folder)
+        index = _json(folder / "model_index.json")
+        classes = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) == 2}
         unet_class, scheduler_class = classes.get("unet"), classes.get("scheduler")
         if unet_class != "UNet2DModel" or scheduler_class != "EDMEulerScheduler":
             raise InputError(
                 f"expected a UNet2DModel and an EDMEulerScheduler in {folder}, "
                 f"got {unet_class} and {scheduler_class}; other teachers are not supported yet"
             )
-        scheduler = EDMEulerScheduler.from_pretrained(folder, subfolder="scheduler").config
+        scheduler = _json(folder / "scheduler" / "scheduler_config.json")
         unet = UNet2DModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
-        self.unet = unet.to(device).eval().requires_grad_(False)
-        size = unet.config.sample_size
-        self.image_shape = (unet.config.in_channels, size, size)
-        self.num_classes: int | None = unet.config.num_class_embeds
+        self.unet: UNet2DModel = unet.eval().requires_grad_(False)
+        self.unet.to(device)  # pyrefly: ignore[bad-argument-type]  diffusers wraps it
+        size = unet.config["sample_size"]
+        self.image_shape = (unet.config["in_channels"], size, size)
+        self.num_classes: int | None = unet.config["num_class_embeds"]
         self.sampler = sampler
         self.evaluations = 2 * sampler.steps - 1
-        self.sigma_data: float = scheduler.sigma_data
+        self.sigma_data: float = scheduler["sigma_data"]
         self.sigmas = karras_sigmas(
-            sampler.steps, scheduler.sigma_min, scheduler.sigma_max, scheduler.rho
+            sampler.steps, scheduler["sigma_min"], scheduler["sigma_max"], scheduler["rho"]
         )
         self.fingerprint = _fingerprint(unet, {**unet.config, **scheduler, **asdict(sampler)})
 
@@ -91,15 +93,13 @@ class DiffusersTeacher:
         return heun(denoise, noise.to(device), self.sigmas).float()
 
 
-def _read_index(folder: Path) -> dict[str, str]:
-    """Return component name -> class name of a diffusers folder."""
+def _json(path: Path) -> dict[str, Any]:
     try:
-        index = json.loads((folder / "model_index.json").read_text())
-        return {k: v[1] for k, v in index.items() if isinstance(v, list)}
-    except (OSError, json.JSONDecodeError, IndexError, AttributeError) as error:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
         raise InputError(
-            f"expected a teacher in diffusers format (model_index.json) in {folder}, "
-            f"got {type(error).__name__}; give such a folder, or make one with train_teacher.py"
+            f"expected a teacher in diffusers format in {path.parent}, got {type(error).__name__} "
+            f"at {path.name}; give such a folder, or make one with train_teacher.py"
         ) from error
 
 

@@ -75,7 +75,7 @@ class GET(ModelMixin, ConfigMixin):
         num_classes: int | None = None,
         iterations: int = 6,
         z0: Start = "injection",
-        map: Map = "anchored",  # noqa: A002  the field's word, written into config.json
+        map: Map = "anchored",
         select: Select = "last",
     ) -> None:
         """Build the model with published initial values; see the class for the arguments."""
@@ -88,6 +88,11 @@ class GET(ModelMixin, ConfigMixin):
         ):
             if value not in allowed:
                 raise InputError(f"expected {name} to be one of {allowed}, got {value!r}")
+        self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
+        self.patch_size, self.width, self.iterations = patch_size, width, iterations
+        self.z0: Start = z0
+        self.map: Map = map
+        self.select: Select = select
         self.gradient_checkpointing = False
         self.embed = Embed(image_size, channels, patch_size, width, num_classes)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
@@ -150,12 +155,11 @@ class GET(ModelMixin, ConfigMixin):
         keep_iterates: bool = False,
     ) -> Solution:
         """Run the injection blocks once and iterate the equilibrium map; no decoding."""
-        c = self.config
-        check_call(noise, labels, c.channels, c.image_size, c.num_classes)
+        check_call(noise, labels, self.channels, self.image_size, self.num_classes)
         x, label = self.embed(noise, labels)
         for block in self.blocks:
             x = block(x, label)
-        u = self.injection(x).chunk(c.equilibrium_depth, dim=-1)
+        u = self.injection(x).chunk(len(self.equilibrium_blocks), dim=-1)
         if label is not None:
             u = [u_i + label for u_i in u]
         return fixed_point(
@@ -163,8 +167,8 @@ class GET(ModelMixin, ConfigMixin):
             self._start(x, generator) if z0 is None else z0,
             inputs=(x, *u),
             gradient=Unrolled(checkpoint=self.gradient_checkpointing),
-            max_steps=c.iterations if iterations is None else iterations,
-            select=c.select,
+            max_steps=self.iterations if iterations is None else iterations,
+            select=self.select,
             keep_iterates=keep_iterates,
         )
 
@@ -173,10 +177,10 @@ class GET(ModelMixin, ConfigMixin):
         out = z
         for block, u_i in zip(self.equilibrium_blocks, u, strict=True):
             out = block(out, u_i)
-        return out if self.config.map == "plain" else x + (out - z)
+        return out if self.map == "plain" else x + (out - z)
 
     def _start(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        match self.config.z0:
+        match self.z0:
             case "injection":
                 return x
             case "zeros":

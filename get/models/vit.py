@@ -41,6 +41,7 @@ class ViT(ModelMixin, ConfigMixin):
         """Build the model with published initial values; see the class for the arguments."""
         super().__init__()
         check_shape(image_size, patch_size, width, heads)
+        self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
         self.embed = Embed(image_size, channels, patch_size, width, num_classes)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.decode = Decode(width, patch_size, channels)
@@ -56,8 +57,7 @@ class ViT(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If shapes or labels do not fit the model.
         """
-        c = self.config
-        check_call(noise, labels, c.channels, c.image_size, c.num_classes)
+        check_call(noise, labels, self.channels, self.image_size, self.num_classes)
         x, label = self.embed(noise, labels)
         for block in self.blocks:
             x = block(x, label)

@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# One command for everything: set up an environment, run every stage of a recipe, or run the checks.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+    cat <<'EOF'
+Usage: ./launch.sh [RECIPE] [--num_processes N] [--output_dir DIR] [--retrain_teacher]
+       ./launch.sh test [--slow] [PYTEST ARGUMENTS]
+       ./launch.sh --help
+
+Without an argument: sets up .venv and runs the recipe `digits` through all its stages:
+teacher -> pairs -> train GET and the ViT baselines -> sample -> evaluate -> report.
+Run it again and it skips what is finished and continues what was interrupted.
+
+  RECIPE             a name in pipeline/recipes.py (digits, or smoke: everything at its smallest)
+  --num_processes N  processes of the pair, training and sampling stages (default: one a GPU, else 1)
+  --output_dir DIR   where everything goes (default: runs)
+  --retrain_teacher  train the teacher anew instead of using the one that comes with the repository
+
+  test               lint, types, import rules and tests; --slow runs the slow tests as well
+
+In an active virtual or conda environment it installs only what is missing, never torch.
+EOF
+}
+
+# ---------------------------------------------------------------- arguments
+recipe=digits processes="" output=runs retrain=0 slow=0 pytest_arguments=()
+if [[ ${1:-} == test ]]; then
+    recipe=test; shift
+elif [[ $# -gt 0 && $1 != -* ]]; then
+    recipe=$1; shift
+fi
+need() { [[ $# -ge 2 && -n $2 ]] || { echo "launch.sh: expected a value after $1" >&2; exit 2; }; }
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        --num_processes) need "$@"; processes=$2; shift 2 ;;
+        --output_dir) need "$@"; output=$2; shift 2 ;;
+        --retrain_teacher) retrain=1; shift ;;
+        --slow) slow=1; shift ;;
+        *)
+            if [[ $recipe == test ]]; then pytest_arguments+=("$1"); shift
+            else echo "launch.sh: expected an option of --help, got $1" >&2; exit 2; fi ;;
+    esac
+done
+if [[ -n $processes && ! $processes =~ ^[1-9][0-9]*$ ]]; then
+    echo "launch.sh: expected a positive number after --num_processes, got $processes" >&2; exit 2
+fi
+
+# ---------------------------------------------------------------- environment
+find_python() {
+    local candidate
+    for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"; return
+        fi
+    done
+    echo "launch.sh: expected Python 3.11 or newer, found none; install it first" >&2
+    return 2
+}
+if [[ $recipe == test ]]; then packages='.[dev]'; else packages=.; fi
+if [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then
+    python=python
+    # Whatever pip installs here, torch and torchvision stay as they are.
+    pins=$("$python" - <<'EOF'
+from importlib.metadata import version
+print(f"torch=={version('torch')}\ntorchvision=={version('torchvision')}")
+EOF
+    ) || { echo "launch.sh: expected torch and torchvision in the active environment; install" \
+        "them there, or deactivate it and run again" >&2; exit 2; }
+    constraints=$(mktemp); trap 'rm -f "$constraints"' EXIT
+    echo "$pins" > "$constraints"
+else
+    python=.venv/bin/python constraints=constraints.txt
+    [[ -x $python ]] || "$(find_python)" -m venv .venv
+fi
+# The stamp is written last, so an installation that broke off is repeated.
+stamp=$("$python" -c 'import sys; print(sys.prefix)')/.get-installed
+wanted=$(cat pyproject.toml constraints.txt | cksum)
+if [[ $(grep -sF "$wanted $packages" "$stamp" || true) == "" ]]; then
+    echo "== install (about 3 minutes and 6 GB where torch is missing)"
+    "$python" -m pip install --quiet --disable-pip-version-check \
+        --constraint "$constraints" --editable "$packages"
+    [[ -s $stamp && $(head -n 1 "$stamp") == "$wanted"* ]] || : > "$stamp"
+    echo "$wanted $packages" >> "$stamp"
+fi
+
+# ---------------------------------------------------------------- running and stopping
+# A stage runs in the background so that a signal to this script reaches it at once; the stage saves
+# its state, and this script ends with 128 + signal.
+child="" signal=""
+forward() {
+    signal=$1
+    [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true
+}
+trap 'forward 2' INT
+trap 'forward 15' TERM
+run() {
+    local code=0
+    [[ -z $signal ]] || exit $((128 + signal))
+    "$@" & child=$!
+    wait "$child" || code=$?
+    while kill -0 "$child" 2>/dev/null; do code=0; wait "$child" || code=$?; done
+    child=""
+    [[ -z $signal ]] || exit $((128 + signal))
+    [[ $code -eq 0 ]] || exit "$code"
+}
+
+if [[ $recipe == test ]]; then
+    run "$python" -m ruff format --check .
+    run "$python" -m ruff check .
+    run "$python" -m pyrefly check
+    run "$("$python" -c 'import sys; print(sys.prefix)')/bin/lint-imports"
+    marks="not slow and not gpu and not network"
+    [[ $slow -eq 0 ]] || marks="not gpu and not network"
+    run "$python" -m pytest -n auto -m "$marks" ${pytest_arguments[@]+"${pytest_arguments[@]}"}
+    exit 0
+fi
+
+gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+[[ -n $processes ]] || processes=$((gpus > 0 ? gpus : 1))
+cores=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)))')
+stage() { # stage NAME MODULE ARGUMENTS: one process
+    local name=$1 began=$SECONDS; shift
+    echo "== $name"
+    run "$python" -m "$@"
+    summary+="$(printf '%-24s %5d s' "$name" $((SECONDS - began)))"$'\n'
+}
+stage_each() { # the same in $processes processes
+    local name=$1 began=$SECONDS; shift
+    if [[ $processes -eq 1 ]]; then stage "$name" "$@"; return; fi
+    echo "== $name ($processes processes)"
+    if [[ $gpus -gt 0 ]]; then
+        run "$python" -m accelerate.commands.launch --multi_gpu --num_processes "$processes" \
+            --num_machines 1 --mixed_precision no --dynamo_backend no -m "$@"
+    else # accelerate launch --cpu --num_processes N would run one process
+        ACCELERATE_USE_CPU=1 OMP_NUM_THREADS=$((cores > processes ? cores / processes : 1)) \
+            run "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" -m "$@"
+    fi
+    summary+="$(printf '%-24s %5d s' "$name" $((SECONDS - began)))"$'\n'
+}
+
+# ---------------------------------------------------------------- the stages of a recipe
+facts=$("$python" -m pipeline.recipes "$recipe")
+{ read -r teacher; read -r -a students; } <<< "$facts"
+summary=""
+if [[ $retrain -eq 1 ]]; then
+    teacher=$output/$recipe-teacher
+    stage teacher pipeline.train_teacher "$recipe" --output_dir "$teacher"
+else
+    stage teacher pipeline.train_teacher "$recipe" --check --output_dir "$teacher"
+fi
+pairs=$output/pairs/$recipe
+stage_each pairs pipeline.make_pairs "$recipe" --teacher "$teacher" --output_dir "$pairs"
+runs=()
+for student in "${students[@]}"; do
+    stage_each "train $student" pipeline.train "$student" \
+        --pairs "$pairs" --output_dir "$output/$student"
+    runs+=("$output/$student")
+done
+stage_each sample pipeline.sample "$recipe" \
+    --model "$output/$recipe" --output_dir "$output/$recipe/images"
+stage evaluate pipeline.evaluate "$recipe" --pairs "$pairs" --teacher "$teacher" \
+    --runs "${runs[@]}" --output_dir "$output/$recipe/evaluation"
+stage report pipeline.report "$recipe" --evaluation "$output/$recipe/evaluation"
+printf '\n%s' "$summary"
