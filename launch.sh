@@ -80,7 +80,8 @@ stamp=$("$python" -c 'import sys; print(sys.prefix)')/.get-installed
 wanted=$(cat pyproject.toml constraints.txt | cksum)
 if [[ $(grep -sF "$wanted $packages" "$stamp" || true) == "" ]]; then
     echo "== install (about 3 minutes and 6 GB where torch is missing)"
-    "$python" -m pip install --quiet --disable-pip-version-check \
+    quiet=(--quiet); [[ ! -t 1 ]] || quiet=() # pip's own progress bars for people
+    "$python" -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check \
         --constraint "$constraints" --editable "$packages"
     [[ -s $stamp && $(head -n 1 "$stamp") == "$wanted"* ]] || : > "$stamp"
     echo "$wanted $packages" >> "$stamp"

@@ -280,7 +280,7 @@ class ReportConfig:
 
     Attributes:
         recipe: Name of the recipe, for titles and marks.
-        evaluation: Folder of what evaluate.py wrote; report.md and the picture go beside it.
+        evaluation: Folder of what evaluate.py wrote; report.md and comparison.png go there too.
         readme: A Markdown file whose table between the marks of this recipe is renewed.
     """
 

@@ -4,6 +4,7 @@ Teacher and students are compared on the same noise: that of the held-out pairs,
 has seen; the teacher's images are those pairs themselves. One JSON a model. Next: report.py.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -134,21 +135,29 @@ def main(config: EvaluateConfig) -> None:
     size = min(config.batch_size, config.num_images)
     noise, labels = held_out.noise[:size], take(held_out.labels, size)
     teacher_rate = images_per_second(lambda: teacher(noise, labels), size)
-    with cli.Signals() as signals, cli.progress_bar(len(weights), "evaluate", "model") as bar:
-        bar.update(len(done))
-        for name in (name for name in weights if name not in done):
+    missing = [name for name in weights if name not in done]
+    passes = sum(len(iterations_of(config, students.get(name))) for name in missing)
+    bar = cli.progress_bar(passes * config.num_images, "evaluate", "image")
+    with cli.Signals() as signals, bar:
+
+        def progress(count: int) -> None:
+            bar.update(count)
+            if signals.received:  # the model in hand is dropped
+                bar.close()
+                signals.exit(signals.received, f"whole measurements are in {config.output_dir}")
+
+        for name in missing:
             if name == "teacher":
                 result, images = evaluate_teacher(evaluation, teacher, teacher_rate)
+                progress(len(images))
             else:
                 run = next(run for run in config.runs if run.name == name)
-                result, images = evaluate_student(evaluation, students[name], run, teacher_rate)
+                result, images = evaluate_student(
+                    evaluation, students[name], run, teacher_rate, progress
+                )
             save_picture(config.output_dir / f"{name}.png", images, held_out.labels)
             whole = {"name": name, "of": evaluation.of(weights[name]), **result, **provenance()}
             write_json(config.output_dir / f"{name}.json", whole)
-            bar.update()
-            if signals.received:
-                bar.close()
-                signals.exit(signals.received, f"{bar.n} of {len(weights)} models are measured")
     print(f"measurements {config.output_dir}")
 
 
@@ -192,8 +201,19 @@ def evaluate_teacher(
     }, images
 
 
+def iterations_of(config: EvaluateConfig, model: GET | ViT | None) -> list[int | None]:
+    """Return the numbers of iterations at which a model is measured; a teacher or ViT once."""
+    if not isinstance(model, GET):
+        return [None]
+    return [*sorted({*config.iterations, model.iterations})]
+
+
 def evaluate_student(
-    evaluation: Evaluation, model: GET | ViT, folder: Path, teacher_rate: float
+    evaluation: Evaluation,
+    model: GET | ViT,
+    folder: Path,
+    teacher_rate: float,
+    progress: Callable[[int], object],
 ) -> tuple[dict, Tensor]:
     """Measure one run, a GET at every number of iterations; return figures and images."""
     held_out = evaluation.held_out
@@ -218,6 +238,7 @@ def evaluate_student(
 
     def measure(iterations: int | None) -> tuple[dict, Tensor]:
         images = torch.cat([make(iterations, at, size) for at in range(0, len(target), size)])
+        progress(len(images))
         rate = images_per_second(lambda: make(iterations, 0, size), min(size, len(target)))
         return {
             "macs": count_macs(lambda: make(iterations, 0, 1)),
@@ -238,7 +259,7 @@ def evaluate_student(
     if isinstance(model, ViT):
         figures, images = measure(None)
         return result | figures, images
-    made = {k: measure(k) for k in sorted({*evaluation.config.iterations, model.iterations})}
+    made = {k: measure(k) for k in iterations_of(evaluation.config, model)}
     by_iterations = {k: figures for k, (figures, _) in made.items()}
     result |= {"default_iterations": model.iterations, "by_iterations": by_iterations}
     return result, made[model.iterations][1]

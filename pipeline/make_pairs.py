@@ -17,10 +17,6 @@ from pipeline.config import PairsConfig
 from pipeline.recipes import PAIRS
 
 
-class _Stopped(Exception):
-    """A signal came while a shard was being made."""
-
-
 def main(config: PairsConfig) -> None:
     """Write this process's share of the shards that are missing."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -50,16 +46,14 @@ def main(config: PairsConfig) -> None:
 
         def progress(count: int) -> None:
             bar.update(count)
-            if signals.received:
-                raise _Stopped
-
-        for done, shard in enumerate(mine):
-            try:
-                write_shard(config.output_dir, shard, teacher, manifest, progress)
-            except _Stopped:
+            if signals.received:  # the shard in hand is dropped, as if it had never been begun
                 bar.close()
-                left = f"{len(mine) - done} of {len(mine)} shards are left"
-                signals.exit(signals.received or 0, f"{config.output_dir} is whole, {left}")
+                done = sum(read_record(config.output_dir, i) is not None for i in mine)
+                made = f"{done} of {len(mine)} shards are written to {config.output_dir}"
+                signals.exit(signals.received, made)
+
+        for shard in mine:
+            write_shard(config.output_dir, shard, teacher, manifest, progress)
     rate = len(mine) * config.pairs_per_shard / (time.perf_counter() - began)
     print(f"wrote {len(mine)} shards to {config.output_dir}: {rate:.0f} pairs/s", file=sys.stderr)
 

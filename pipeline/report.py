@@ -56,13 +56,13 @@ class Row:
 
 
 def main(config: ReportConfig) -> None:
-    """Write report.md and the picture beside the measurements; print the table."""
+    """Write report.md and the picture among the measurements; print the table."""
     models = read_models(config.evaluation)
     rows = [row for model in models for row in rows_of(model)]
     table = markdown([list(COLUMNS), *(row.cells() for row in rows)])
-    picture = config.evaluation.parent / f"{config.recipe}.png"
+    picture = config.evaluation / "comparison.png"
     draw_picture(picture, config.evaluation, models)
-    report = config.evaluation.parent / "report.md"
+    report = config.evaluation / "report.md"
     text = "\n\n".join(
         [
             f"# {config.recipe}: one call against many",

@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from data.references import Labelled, real_images
 from get.cost import count_parameters
 from get.ema import EMA
+from get.errors import InputError
 from get.models.classifier import Classifier
 from pipeline import cli
 from pipeline.card import write_card
@@ -31,6 +32,11 @@ def main(config: ClassifierConfig) -> None:
     cli.check_processes(accelerator, at_most=1)
     training = real_images(config.train_data_dir, "training")
     images, labels = training.images.to(accelerator.device), training.labels.to(accelerator.device)
+    if int(labels.max()) == 0:
+        raise InputError(
+            f"expected at least two classes in {config.train_data_dir}, got one; a feature network "
+            "learns by telling classes apart: sort the pictures into a sub-folder a class"
+        )
     torch.manual_seed(config.seed)
     model = Classifier(
         image_size=images.shape[-1],
