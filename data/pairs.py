@@ -13,6 +13,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -81,6 +82,11 @@ def record_path(folder: Path, shard: int) -> Path:
     return folder / f"pairs-{shard:06d}.json"
 
 
+def hidden_path(path: Path) -> Path:
+    """Return a temporary name beside `path`; process ids repeat across threads and machines."""
+    return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of a data set.
 
@@ -89,15 +95,14 @@ def read_manifest(folder: Path) -> Manifest:
     """
     try:
         fields = json.loads((folder / "manifest.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        if (schema := fields.get("schema")) == SCHEMA:
+            return Manifest(**fields | {"image_shape": tuple(fields["image_shape"])})
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(
             f"expected pairs in {folder}, got no readable manifest.json; "
             "make them with pipeline/make_pairs.py"
         ) from error
-    if fields.get("schema") != SCHEMA:
-        raise InputError(f"expected schema {SCHEMA} in {folder}, got {fields.get('schema')}")
-    fields["image_shape"] = tuple(fields["image_shape"])
-    return Manifest(**fields)
+    raise InputError(f"expected schema {SCHEMA} in {folder}, got {schema}")
 
 
 def open_data_set(folder: Path, manifest: Manifest) -> None:
@@ -110,7 +115,8 @@ def open_data_set(folder: Path, manifest: Manifest) -> None:
         InputError: If the settings differ, showing how.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / "manifest.json", folder / f".manifest.{os.getpid()}.tmp"
+    path = folder / "manifest.json"
+    temporary = hidden_path(path)
     _write_durably(temporary, json.dumps(asdict(manifest), indent=2) + "\n")
     try:
         os.link(temporary, path)
@@ -144,7 +150,7 @@ def publish(folder: Path, shard: int, temporary: Path, record: ShardRecord) -> N
     """Rename a finished, synced tar into place, then publish its record."""
     temporary.replace(tar_path(folder, shard))
     path = record_path(folder, shard)
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    hidden = hidden_path(path)
     _write_durably(hidden, json.dumps(asdict(record), indent=2) + "\n")
     hidden.replace(path)
     descriptor = os.open(folder, os.O_RDONLY)

@@ -6,6 +6,7 @@ every stream, in stream order, so neither the number of processes nor of loader 
 its content, and no state needs saving. Shards are decoded whole and kept while they fit.
 """
 
+import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def read_shard(folder: Path, shard: int) -> Shard:
             raise ValueError(f"{len(pairs)} pairs")
         noise = torch.from_numpy(np.stack([pair[0] for pair in pairs]))
         images = torch.from_numpy(np.stack([pair[1] for pair in pairs]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, tarfile.ReadError) as error:
         expected = f"{record.count} pairs in {record.bytes} bytes" if record else "a finished shard"
         raise InputError(
             f"expected {expected} in {path}, got {type(error).__name__}: {error}; "
@@ -166,18 +167,26 @@ def _permutation(length: int, seed: int, epoch: int, what: int = 0) -> Int[np.nd
 
 
 class _Chunks(IterableDataset):
-    """What one loader process reads: step after step, its streams in order, a chunk each."""
+    """What one loader process reads: step after step, its streams in order, a chunk each.
+
+    A damaged shard ends it with the sentence that says so.
+    """
 
     def __init__(self, order: Order, streams: range, start: int) -> None:
         self.order, self.streams, self.start = order, streams, start
 
-    def __iter__(self) -> Iterator[Shard]:
+    def __iter__(self) -> Iterator[Shard | str]:
         worker = get_worker_info()
         streams = self.streams if worker is None else self.streams[worker.id :: worker.num_workers]
         shards = _Shards(self.order.folder, at_least=len(streams) + 1)
         for step in count(self.start):
             for stream in streams:
-                pieces = [shards[n].take(places) for n, places in self.order.chunk(stream, step)]
+                chunk = self.order.chunk(stream, step)
+                try:
+                    pieces = [shards[n].take(places) for n, places in chunk]
+                except InputError as error:  # raised here, it would carry a worker's traceback
+                    yield str(error)
+                    return
                 yield concatenate(pieces)
 
 
@@ -220,8 +229,16 @@ def batches(
         )
     each = order.streams // processes
     chunks = _Chunks(order, range(rank * each, (rank + 1) * each), start)
-    loader = iter(DataLoader(chunks, batch_size=None, num_workers=workers))
+    # Its own generator: the seeds of loader workers would be drawn from the global one.
+    generator = torch.Generator()
+    loader = iter(DataLoader(chunks, batch_size=None, num_workers=workers, generator=generator))
     while True:
         # Loader workers answer in turn, so their chunks come in stream order.
-        part = concatenate([next(loader) for _ in range(each)])
+        part = concatenate([_checked(next(loader)) for _ in range(each)])
         yield Batch(part.noise, as_floats(part.images), part.labels)
+
+
+def _checked(chunk: Shard | str) -> Shard:
+    if isinstance(chunk, str):
+        raise InputError(chunk)
+    return chunk

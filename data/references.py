@@ -22,7 +22,8 @@ def real_images(name: str, split: Split) -> Labelled:
         split: Which part.
 
     Raises:
-        InputError: If the folder is missing, empty, or holds pictures of several sizes.
+        InputError: If the folder is missing, holds fewer than 10 pictures, damaged ones, or several
+            sizes.
     """
     return digits(split) if name == "digits" else _folder(Path(name), split)
 
@@ -41,15 +42,20 @@ def _folder(root: Path, split: Split) -> Labelled:
     ]
     held_out = split == "held_out"
     chosen = [pair for i, pair in enumerate(files) if (i % 10 == 9) == held_out]
-    if not chosen:
+    if len(files) < 10:
         raise InputError(
             f"expected pictures ({', '.join(SUFFIXES)}) in {root}, got {len(files)}; "
             "at least 10 are needed for a training and a held-out part"
         )
     pictures = []
     for path, _ in chosen:
-        with Image.open(path) as image:
-            pictures.append(from_pil(image))
+        try:
+            with Image.open(path) as image:
+                pictures.append(from_pil(image))
+        except OSError as error:
+            raise InputError(
+                f"expected a picture in {path}, got {type(error).__name__}; remove or replace it"
+            ) from error
     shapes = sorted({tuple(p.shape) for p in pictures})
     if len(shapes) > 1 or shapes[0][1] != shapes[0][2]:
         raise InputError(

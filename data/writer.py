@@ -10,17 +10,27 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from webdataset.writer import TarWriter
 
-from data.pairs import ImageFormat, Manifest, ShardRecord, encode, publish, tar_path
+from data.pairs import (
+    ImageFormat,
+    Manifest,
+    ShardRecord,
+    encode,
+    hidden_path,
+    publish,
+    tar_path,
+)
 from data.teachers import Sampler
 from get import noise as noises
+from get.errors import InputError
 
 
+@runtime_checkable  # the tests check annotations
 class Teacher(Protocol):
     """What the writer needs of a teacher; see `data/teachers`."""
 
@@ -43,7 +53,16 @@ def describe(
     pairs_per_shard: int,
     image_format: ImageFormat,
 ) -> Manifest:
-    """Return the manifest of the pairs this teacher would make with these settings."""
+    """Return the manifest of the pairs this teacher would make with these settings.
+
+    Raises:
+        InputError: If the images cannot be stored in that format.
+    """
+    if image_format == "png" and teacher.image_shape[0] not in (1, 3):
+        raise InputError(
+            f"expected 1 or 3 channels for image_format png, got {teacher.image_shape[0]}; "
+            "choose npy16 or npy32"
+        )
     return Manifest(
         teacher=teacher.fingerprint,
         sampler=asdict(teacher.sampler),
@@ -100,7 +119,7 @@ def write_shard(
         sha256=hashlib.sha256(data).hexdigest(),
         bytes=len(data),
     )
-    temporary = tar_path(folder, shard).with_name(f".pairs-{shard:06d}.{os.getpid()}.tmp")
+    temporary = hidden_path(tar_path(folder, shard))
     try:
         with temporary.open("wb") as file:
             file.write(data)

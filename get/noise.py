@@ -13,11 +13,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from get.errors import InputError
+
 IMAGE, START = 0, 1  # streams of one (seed, index): image noise and label; start of GET's iteration
 
 
 def _stream(seed: int, index: int, stream: int) -> np.random.Philox:
-    return np.random.Philox(key=[seed, index], counter=[0, 0, 0, stream])
+    if not (0 <= seed < 2**64 and 0 <= index < 2**64):
+        raise InputError(f"expected seed and index from 0 to 2^64 - 1, got {seed} and {index}")
+    # An array of one type: numpy makes float64 of a list whose entries need different integers.
+    key = np.array([seed, index], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=[0, 0, 0, stream])
 
 
 def _normal(bits: np.random.Philox, count: int) -> np.ndarray:
@@ -43,6 +49,9 @@ def draw(
 
     Returns:
         Unit normal float32 noise, one row an index, and int64 labels or None.
+
+    Raises:
+        InputError: If seed or an index is out of range.
     """
     count = math.prod(shape)
     noise, labels = [], []

@@ -47,7 +47,7 @@ class GETPipeline(DiffusionPipeline):
         Args:
             batch_size: Number of images; taken from `latents` if those are given.
             class_labels: One class index for all images or one each; None lets a conditional
-                model draw them from the (first) generator.
+                model draw them from the generator, each image's from its own where there are many.
             generator: Source of the noise, or one an image.
             latents: Unit normal noise of shape (batch, channels, side, side) to use instead.
             iterations: Iterations of a GET; None takes the model's default.
@@ -58,19 +58,24 @@ class GETPipeline(DiffusionPipeline):
             `ImagePipelineOutput` with `images`, or a tuple of them.
 
         Raises:
-            InputError: If labels, iterations or output type do not fit the model.
+            InputError: If generators, labels, iterations or output type do not fit.
         """
         if output_type not in ("pil", "np", "pt"):
             raise InputError(f'expected output_type "pil", "np" or "pt", got {output_type!r}')
         model, device, dtype = self.model, self._execution_device, self.model.dtype
+        count = batch_size if latents is None else len(latents)
+        if isinstance(generator, list) and len(generator) != count:
+            raise InputError(
+                f"expected {count} generators, got {len(generator)}; "
+                "give one for all images or one each"
+            )
         if latents is None:
-            shape = (batch_size, model.channels, model.image_size, model.image_size)
+            shape = (count, model.channels, model.image_size, model.image_size)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         noise = latents.to(device, dtype)
-        first = generator[0] if isinstance(generator, list) else generator
-        labels = self._labels(class_labels, len(noise), first)
+        labels = self._labels(class_labels, count, generator)
         if isinstance(model, GET):
-            z0 = self._start(model, len(noise), generator)
+            z0 = self._start(model, count, generator)
             images = model(noise, labels, iterations=iterations, z0=z0)
         elif iterations is not None:
             raise InputError("expected no iterations, got some; the model is a ViT")
@@ -88,7 +93,7 @@ class GETPipeline(DiffusionPipeline):
         self,
         class_labels: int | list[int] | Tensor | None,
         batch_size: int,
-        generator: torch.Generator | None,
+        generator: torch.Generator | list[torch.Generator] | None,
     ) -> Tensor | None:
         classes = self.model.num_classes
         if not classes:
@@ -96,8 +101,13 @@ class GETPipeline(DiffusionPipeline):
                 raise InputError("expected no class_labels, got some; the model is unconditional")
             return None
         if class_labels is None:
-            device = generator.device if generator else "cpu"
-            labels = torch.randint(classes, (batch_size,), generator=generator, device=device)
+            sources = generator if isinstance(generator, list) else [generator]
+            each = (batch_size // len(sources),)
+            drawn = [
+                torch.randint(classes, each, generator=g, device=g.device if g else "cpu")
+                for g in sources
+            ]
+            labels = torch.cat(drawn)
         else:
             labels = torch.as_tensor(class_labels, dtype=torch.int64)
             labels = labels.expand(batch_size) if labels.dim() == 0 else labels

@@ -21,6 +21,11 @@ def _positive(**values: float) -> None:
             raise InputError(f"expected {name} above 0, got {value}")
 
 
+def _unsigned(seed: int) -> None:
+    if not 0 <= seed < 2**64:
+        raise InputError(f"expected seed from 0 to 2^64 - 1, got {seed}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """What every training script shares.
@@ -31,6 +36,7 @@ class TrainingConfig:
         max_train_steps: Optimiser steps in all.
         global_batch_size: Samples an optimiser step, over all processes and accumulation.
         learning_rate: Peak learning rate of AdamW (no weight decay).
+        adam_beta2: Decay of AdamW's second moment.
         lr_scheduler: Name of the schedule, as in diffusers.
         lr_warmup_steps: Steps of linear warm-up.
         max_grad_norm: Gradients are clipped to this norm; None does not clip.
@@ -46,6 +52,7 @@ class TrainingConfig:
     max_train_steps: int = 1500
     global_batch_size: int = 128
     learning_rate: float = 2e-3
+    adam_beta2: float = 0.999
     lr_scheduler: LRScheduler = "cosine"
     lr_warmup_steps: int = 100
     max_grad_norm: float | None = 1.0
@@ -65,6 +72,7 @@ class TrainingConfig:
             checkpoints_total_limit=self.checkpoints_total_limit,
             log_steps=self.log_steps,
         )
+        _unsigned(self.seed)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"expected ema_decay in [0, 1), got {self.ema_decay}")
 
@@ -144,6 +152,7 @@ class PairsConfig:
             pairs_per_shard=self.pairs_per_shard,
             teacher_batch_size=self.teacher_batch_size,
         )
+        _unsigned(self.seed)
         if self.num_pairs % self.pairs_per_shard:
             raise InputError(
                 f"expected num_pairs to be a multiple of pairs_per_shard {self.pairs_per_shard}, "
@@ -210,6 +219,15 @@ class TrainConfig(TrainingConfig):
     dataloader_num_workers: int = 0
     validation_steps: int = 500
 
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        super().__post_init__()
+        _positive(
+            streams=self.streams,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+            validation_steps=self.validation_steps,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
@@ -236,6 +254,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         _positive(num_images=self.num_images, batch_size=self.batch_size)
+        _unsigned(self.seed)
         if self.iterations is not None:
             _positive(iterations=self.iterations)
 
@@ -266,7 +285,7 @@ class EvaluateConfig:
     feature_network: Path
     output_dir: Path
     num_images: int = 5000
-    iterations: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12)
+    iterations: tuple[int, ...] = (1, 3, 4, 6, 12)
     batch_size: int = 256
 
     def __post_init__(self) -> None:

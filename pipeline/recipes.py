@@ -48,15 +48,17 @@ def _digits() -> Recipe:
     pairs = PairsConfig(
         teacher=SHIPPED / "digits-teacher",
         output_dir=RUNS / "pairs" / "digits",
-        num_pairs=21 * 1024,
+        num_pairs=37 * 1024,
     )
     get = TrainConfig(
         output_dir=RUNS / "digits",
         pairs=pairs.output_dir,
         model=GETModel(),
         holdout_shards=5,
-        max_train_steps=2500,
-        learning_rate=4e-3,
+        max_train_steps=4000,
+        global_batch_size=64,
+        learning_rate=3e-3,
+        adam_beta2=0.98,
     )
     students = {
         "digits": get,

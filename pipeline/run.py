@@ -80,15 +80,10 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / "run.lock").open("a")
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"expected {self.path} to be free, got another job at work in it; "
-                    "wait for it or choose another output_dir"
-                ) from None
-            if self.config.overwrite_output_dir:
-                _empty(self.path)
-            self._write_or_compare_settings()
+                self._own()
+            except BaseException:
+                self._lock.close()
+                raise
         self.accelerator.wait_for_everyone()
         return self
 
@@ -97,11 +92,24 @@ class Run:
         if self.accelerator.is_main_process:
             self._lock.close()
 
+    def _own(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"expected {self.path} to be free, got another job at work in it; "
+                "wait for it or choose another output_dir"
+            ) from None
+        if self.config.overwrite_output_dir:
+            _empty(self.path)
+        self._write_or_compare_settings()
+
     def _write_or_compare_settings(self) -> None:
         path = self.path / "run.json"
         settings = json.loads(json.dumps({**asdict(self.config), "data": self.data}, default=str))
         if not path.exists():
-            foreign = sorted(p.name for p in self.path.iterdir() if p.name != "run.lock")
+            ours = "run.lock", ".run.json."  # the latter is what a killed job leaves
+            foreign = sorted(p.name for p in self.path.iterdir() if not p.name.startswith(ours))
             if foreign:
                 raise InputError(
                     f"expected an empty folder or a run in {self.path}, got {', '.join(foreign)}; "
@@ -254,7 +262,7 @@ class Run:
         Raises:
             InputError: If the checkpoint cannot be read.
         """
-        newest, step = latest(self.path), 0
+        newest, step, whole = latest(self.path), 0, finished(self.path)
         if newest is not None:
             folder = newest / "state"
             try:
@@ -270,20 +278,16 @@ class Run:
                 )
                 state.scheduler.load_state_dict(saved["scheduler"])
                 step, self.seconds = saved["step"], saved["seconds"]
-            except (
-                OSError,
-                SafetensorError,
-                json.JSONDecodeError,
-                KeyError,
-                RuntimeError,
-            ) as error:
+            except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
                 raise InputError(
                     f"expected a readable checkpoint in {newest}, got {type(error).__name__}: "
                     f"{str(error).splitlines()[0]}; delete that folder to go on from the one before"
                 ) from error
-            going_on = f"continuing at step {step} of {self.config.max_train_steps}"
-            whole = finished(self.path)
-            self.say(f"{self.path}: {'finished; nothing to do' if whole else going_on}")
+        if whole:
+            self.say(f"{self.path}: finished; nothing to do")
+            return self.config.max_train_steps
+        if step:
+            self.say(f"{self.path}: continuing at step {step} of {self.config.max_train_steps}")
         if self.accelerator.is_main_process:
             _cut_metrics(self.path / "metrics.jsonl", step)
         return step
@@ -311,7 +315,9 @@ class Run:
 
 def step_seed(seed: int, step: int, stream: int = 0) -> int:
     """Return 32 bits (torch's CPU generator ignores more) for the draws of one step."""
-    return int(np.random.Philox(key=[seed, step], counter=[0, 0, 0, stream]).random_raw()) >> 32
+    # An array of one type: numpy makes float64 of a list whose entries need different integers.
+    key = np.array([seed, step], dtype=np.uint64)
+    return int(np.random.Philox(key=key, counter=[0, 0, 0, stream]).random_raw()) >> 32
 
 
 def finished(path: Path) -> bool:
@@ -376,7 +382,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"expected JSON in {path}, got {type(error).__name__}") from error
 
 
@@ -390,7 +396,7 @@ def _sync(path: Path) -> None:
 
 def _empty(path: Path) -> None:
     for entry in path.iterdir():
-        if entry.is_dir():
+        if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif entry.name != "run.lock":
             entry.unlink()

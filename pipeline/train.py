@@ -55,7 +55,10 @@ def main(config: TrainConfig) -> None:
     student = build_student(config, manifest).to(accelerator.device)
     ema = EMA(student, config.ema_decay)
     trainable = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, config.learning_rate, weight_decay=0.0)
+    betas = (0.9, config.adam_beta2)
+    optimizer = torch.optim.AdamW(
+        trainable, config.learning_rate, betas, weight_decay=0.0, fused=True
+    )
     scheduler = get_scheduler(
         config.lr_scheduler,
         optimizer,
@@ -67,7 +70,7 @@ def main(config: TrainConfig) -> None:
     pipeline = GETPipeline(ema.model)
     pipeline.set_progress_bar_config(disable=True)
 
-    with Run(config, accelerator, data={"pairs": asdict(manifest)}) as run:
+    with Run(config, accelerator, data={**asdict(manifest), "shards": order.shards}) as run:
         start = run.restore(state)
         run.say(header(config, student, order, accelerator.num_processes))
         loader = batches(

@@ -64,9 +64,21 @@ class DiffusersTeacher:
                 f"got {unet_class} and {scheduler_class}; other teachers are not supported yet"
             )
         scheduler = _json(folder / "scheduler" / "scheduler_config.json")
-        unet = UNet2DModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
-        self.unet: UNet2DModel = unet.eval().requires_grad_(False)
-        self.unet.to(device)  # pyrefly: ignore[bad-argument-type]  diffusers wraps it
+        settings = {"sigma_data", "sigma_min", "sigma_max", "rho"}
+        if scheduler.get("prediction_type") != "epsilon" or not settings <= scheduler.keys():
+            raise InputError(
+                f"expected prediction_type epsilon, {', '.join(sorted(settings))} in "
+                f"{folder / 'scheduler'}, got {scheduler}; other teachers are not supported yet"
+            )
+        try:
+            unet = UNet2DModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
+            self.unet: UNet2DModel = unet.eval().requires_grad_(False)
+            self.unet.to(device)  # pyrefly: ignore[bad-argument-type]  diffusers wraps it
+        except (OSError, ValueError, NotImplementedError) as error:  # the last: a missing tensor
+            raise InputError(
+                f"expected config.json and matching weights in {folder / 'unet'}, "
+                f"got {type(error).__name__}; copy or train the teacher again"
+            ) from error
         size = unet.config["sample_size"]
         self.image_shape = (unet.config["in_channels"], size, size)
         self.num_classes: int | None = unet.config["num_class_embeds"]

@@ -100,7 +100,7 @@ def fixed_point(
             evaluations += active
             residual = torch.where(active, relative, residual)
             outcome = torch.where(active & (relative <= tol), Outcome.CONVERGED, outcome)
-            outcome = torch.where(torch.isfinite(relative), outcome, Outcome.NON_FINITE)
+            outcome = torch.where(active & ~relative.isfinite(), Outcome.NON_FINITE, outcome)
         # Samples that have stopped keep their state, whatever their batch mates still do.
         z = torch.where(_column(active, z), proposal, z) if tol > 0 else proposal
         if select == "lowest_residual":

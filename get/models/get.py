@@ -159,6 +159,8 @@ class GET(ModelMixin, ConfigMixin):
         x, label = self.embed(noise, labels)
         for block in self.blocks:
             x = block(x, label)
+        if z0 is not None and z0.shape != x.shape:
+            raise InputError(f"expected z0 of shape {tuple(x.shape)}, got {tuple(z0.shape)}")
         u = self.injection(x).chunk(len(self.equilibrium_blocks), dim=-1)
         if label is not None:
             u = [u_i + label for u_i in u]

@@ -148,6 +148,10 @@ def check_call(
         raise InputError(f"expected labels below {num_classes}, got None; the model is conditional")
     if not num_classes and labels is not None:
         raise InputError("expected no labels, got some; the model is unconditional")
+    if labels is not None and labels.shape != noise.shape[:1]:
+        raise InputError(
+            f"expected {len(noise)} labels, got shape {tuple(labels.shape)}; give one an image"
+        )
 
 
 def check_shape(image_size: int, patch_size: int, width: int, heads: int) -> None:

@@ -1,7 +1,6 @@
 """Names of locuslab/get state dicts mapped to ours, so that their weights load into our models.
 
-Everything else here is a renaming of keys, tensor
-layouts are the same.
+Only the keys differ, tensor layouts are the same.
 """
 
 import re
@@ -11,15 +10,16 @@ from torch import Tensor
 
 from get.errors import InputError
 
+BLOCK = r"(\d+\.(?:norm[12]|attn\.(?:qkv|proj)|mlp\.fc[12])\.(?:weight|bias))"
 RENAMES = (
-    (r"^pos_embed$", "embed.position"),
-    (r"^x_embedder\.proj\.", "embed.patch."),
-    (r"^y_embedder\.embedding_table\.", "embed.label."),
-    (r"^qkv_inj\.", "injection."),
-    (r"^deq_blocks\.", "equilibrium_blocks."),
-    (r"^final_layer\.norm_final\.", "decode.norm."),
-    (r"^final_layer\.linear\.", "decode.linear."),
-    (r"^blocks\.", "blocks."),
+    (r"pos_embed", r"embed.position"),
+    (r"x_embedder\.proj\.(weight|bias)", r"embed.patch.\1"),
+    (r"y_embedder\.embedding_table\.weight", r"embed.label.weight"),
+    (rf"blocks\.{BLOCK}", r"blocks.\1"),
+    (r"qkv_inj\.weight", r"injection.weight"),
+    (rf"deq_blocks\.{BLOCK}", r"equilibrium_blocks.\1"),
+    (r"final_layer\.norm_final\.(weight|bias)", r"decode.norm.\1"),
+    (r"final_layer\.linear\.(weight|bias)", r"decode.linear.\1"),
 )
 
 
@@ -30,8 +30,8 @@ def rename(key: str) -> str:
         InputError: If the reference has no such key.
     """
     for pattern, ours in RENAMES:
-        if re.match(pattern, key):
-            return re.sub(pattern, ours, key)
+        if found := re.fullmatch(pattern, key):
+            return found.expand(ours)
     raise InputError(f"expected a key of a locuslab/get state dict, got {key!r}")
 
 

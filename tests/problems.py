@@ -1,0 +1,50 @@
+"""Tiny real models that several tests share."""
+
+from typing import TypeVar
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor, nn
+
+from get.models import GET, ViT
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Return a new CPU generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def shake(model: Model, seed: int = 0) -> Model:
+    """Give every trainable parameter a random value: new models output zero, whatever is wrong."""
+    generator = seeded(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.2, generator=generator)
+    return model
+
+
+def tiny_get(**options) -> GET:
+    """Return a GET of 8x8 images: two heads, one injection and two equilibrium blocks."""
+    defaults = {"image_size": 8, "width": 16, "depth": 1, "equilibrium_depth": 2, "heads": 2}
+    return shake(GET(**(defaults | options)))
+
+
+def tiny_vit(**options) -> ViT:
+    """Return a ViT of 8x8 images: two heads, two blocks."""
+    defaults = {"image_size": 8, "width": 16, "depth": 2, "heads": 2}
+    return shake(ViT(**(defaults | options)))
+
+
+def normal(count: int, channels: int = 3, seed: int = 1) -> Tensor:
+    """Return unit normal noise for the models above."""
+    return torch.randn(count, channels, 8, 8, generator=seeded(seed))
+
+
+@pytest.fixture
+def as_users_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switch off the type checker of the test run, which would refuse bad arguments first."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -1,0 +1,130 @@
+"""The house rules that no other tool checks: names, rooms, sizes."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.pairs import Manifest
+from pipeline.config import TrainConfig
+from pipeline.recipes import STUDENTS
+from pipeline.train import build_student
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("get", "data", "pipeline")
+SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+HOMES = {  # third party: the only places that import it
+    "webdataset": ("data/writer.py", "data/reader.py"),
+    "torch_fidelity": ("get/metrics/",),
+    "accelerate": ("pipeline/",),
+    "tyro": ("pipeline/",),
+    "data": ("data/", "pipeline/"),
+    "pipeline": ("pipeline/",),
+}
+EVERY_SOURCE = pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def committed() -> list[Path]:
+    command = [
+        "git",
+        "-C",
+        str(ROOT),
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
+    try:
+        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_the_packages_come_from_this_repository():
+    for name in PACKAGES:
+        assert Path(import_module(name).__file__ or "").parent == ROOT / name
+
+
+def test_no_script_hides_a_module():
+    """`accelerate launch pipeline/train.py` puts pipeline/ first on the path."""
+    taken = {*sys.stdlib_module_names, *packages_distributions(), *PACKAGES}
+    names = {path.stem for path in (ROOT / "pipeline").iterdir()} - {"__init__"}
+    assert not names & taken
+
+
+@EVERY_SOURCE
+def test_a_file_imports_only_what_belongs_in_its_room(path):
+    name = path.relative_to(ROOT).as_posix()
+    found = {module.split(".")[0] for module in imports(ast.parse(path.read_text()))}
+    assert not {m for m, homes in HOMES.items() if m in found and not name.startswith(homes)}
+
+
+def test_the_library_does_not_talk_seed_globally_or_read_the_environment():
+    banned = re.compile(
+        r"\bprint\(|\bargparse\b|os\.environ|os\.getenv|sys\.argv|torch\.manual_seed"
+    )
+    for path in SOURCES:
+        if path.is_relative_to(ROOT / "get"):
+            # Without docstrings, which may show a user's call.
+            code = ast.parse(path.read_text())
+            for node in ast.walk(code):
+                if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                    node.value.value = ""
+            assert not banned.search(ast.unparse(code)), path
+
+
+@EVERY_SOURCE
+def test_a_file_says_why_it_exists_and_is_short(path):
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text))
+    assert text.count("\n") <= 350
+
+
+def test_no_file_names_a_package_index_or_a_place_on_this_machine():
+    hosts = "|".join(re.escape(host) for host in ("pypi" + ".org", "pythonhosted" + ".org"))
+    places = "|".join(f"/{top}/" for top in ("ro" + "ot", "wo" + "rk", "ho" + "me", "Us" + "ers"))
+    options = "--(extra-)?index-" + "url"
+    banned = re.compile(rf"{hosts}|{options}|(?<![\w.}}/~])({places})".encode())
+    found = {
+        path.relative_to(ROOT): m[0]
+        for path in committed()
+        if (m := banned.search(path.read_bytes()))
+    }
+    assert not found
+
+
+@pytest.mark.parametrize(("name", "config"), STUDENTS.items(), ids=STUDENTS)
+def test_every_student_can_be_built(name: str, config: TrainConfig):
+    pairs = Manifest(
+        teacher="", sampler={}, evaluations=1, seed=0, teacher_batch_size=1,
+        image_shape=(1, 8, 8), num_classes=10, image_format="png", pairs_per_shard=1,
+    )  # fmt: skip
+    with torch.device("meta"):
+        student = build_student(config, pairs)
+    assert all(p.is_meta for p in student.parameters())
+
+
+def test_the_readme_shows_both_commands():
+    readme = (ROOT / "README.md").read_text()
+    if not readme:
+        pytest.skip("README.md is not written yet")
+    assert re.search(r"^    \./launch\.sh( |$)", readme, re.MULTILINE)
+    assert re.search(r"^    \./launch\.sh test( |$)", readme, re.MULTILINE)
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("./launch.sh test")

@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from get.losses import IterateLoss, geometric_weights
+
+from .problems import normal, seeded, tiny_get, tiny_vit
+
+
+def test_weights_of_six_iterates_are_powers_of_0_8_ending_at_1():
+    expected = torch.tensor([0.32768, 0.4096, 0.512, 0.64, 0.8, 1.0])
+    torch.testing.assert_close(geometric_weights(6, 0.8), expected)
+    assert geometric_weights(6, 0.8).sum() == pytest.approx(3.68928)
+
+
+def test_weight_of_a_single_iterate_is_1():
+    assert geometric_weights(1, 0.8).tolist() == [1]
+
+
+@pytest.mark.parametrize(("decay", "expected"), [(0.0, [0, 0, 1]), (1.0, [1, 1, 1])])
+def test_decay_0_keeps_the_last_iterate_and_1_weighs_all_alike(decay, expected):
+    assert geometric_weights(3, decay).tolist() == expected
+
+
+@pytest.mark.parametrize(("loss", "expected"), [("l1", [0.5] * 4), ("l2", [0.25] * 4)])
+def test_loss_of_an_image_that_is_off_by_half_everywhere(loss, expected):
+    model = tiny_get(iterations=4)
+    torch.nn.init.zeros_(model.decode.linear.weight)
+    torch.nn.init.zeros_(model.decode.linear.bias)
+    target = torch.full((2, 3, 8, 8), 0.5)
+    assert IterateLoss(model, loss)(normal(2), None, target).iterates.tolist() == expected
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2"])
+@pytest.mark.parametrize("classes", [None, 4])
+def test_loss_of_each_iterate_is_the_mean_over_batch_and_pixels(loss, classes):
+    model, noise, target = tiny_get(num_classes=classes), normal(3), normal(3, seed=2)
+    labels = None if classes is None else torch.tensor([0, 3, 1])
+    losses = IterateLoss(model, loss)(noise, labels, target)
+    function = torch.nn.functional.l1_loss if loss == "l1" else torch.nn.functional.mse_loss
+    images, residual = model.trajectory(noise, labels)
+    assert residual is not None
+    expected = torch.stack([function(image, target) for image in images])
+    torch.testing.assert_close(losses.iterates, expected)
+    assert losses.residual is not None
+    assert torch.equal(losses.residual, residual)
+
+
+def test_a_vit_has_one_iterate_and_no_residual():
+    noise, target = normal(3), normal(3, seed=2)
+    losses = IterateLoss(tiny_vit())(noise, None, target)
+    expected = (tiny_vit()(noise) - target).abs().mean()
+    torch.testing.assert_close(losses.iterates, expected[None])
+    assert losses.residual is None
+
+
+def test_a_normal_start_is_handed_on():
+    model, noise, target = tiny_get(z0="normal"), normal(2), normal(2, seed=2)
+    z0 = torch.randn(2, 16, 16, generator=seeded(0))
+    expected = (model(noise, z0=z0, iterations=1) - target).abs().mean()
+    torch.testing.assert_close(IterateLoss(model)(noise, None, target, z0).iterates[0], expected)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        tiny_get(num_classes=3),
+        tiny_get(num_classes=3, map="plain", z0="zeros"),
+        tiny_vit(num_classes=3),
+    ],
+    ids=["anchored", "plain", "ViT"],
+)
+def test_gradients_reach_every_trainable_parameter_and_no_other(model):
+    labels = torch.tensor([0, 1, 2])
+    IterateLoss(model)(normal(3), labels, normal(3, seed=2)).iterates[-1].backward()
+    for name, parameter in model.named_parameters():
+        if name == "embed.position":
+            assert parameter.grad is None
+        else:
+            assert parameter.grad.abs().max() > 1e-7, name
+
+
+def test_gradients_of_all_iterates_agree_with_finite_differences():
+    model, noise, target = tiny_get(iterations=3).double(), normal(1).double(), normal(1).double()
+    objective, weights = IterateLoss(model, "l2"), geometric_weights(3, 0.8)
+
+    def loss():
+        return (weights * objective(noise, None, target).iterates).sum()
+
+    loss().backward()
+    for parameter in (model.injection.weight, model.embed.patch.weight, model.decode.norm.weight):
+        direction = torch.randn(parameter.shape, generator=seeded(0), dtype=torch.float64)
+        with torch.no_grad():
+            parameter += 1e-6 * direction
+            above = loss()
+            parameter -= 2e-6 * direction
+            below = loss()
+            parameter += 1e-6 * direction
+        assert parameter.grad is not None
+        slope = (parameter.grad * direction).sum()
+        torch.testing.assert_close((above - below) / 2e-6, slope, rtol=1e-5, atol=1e-8)

@@ -1,0 +1,283 @@
+"""Pairs to batches: the order is a pure function of (seed, step), and damage is told by name."""
+
+import tarfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data.reader
+from data.pairs import ImageFormat, record_path, tar_path
+from data.reader import Batch, Order, batches, read_shard
+from data.writer import write_shard
+from get.errors import InputError
+from get.noise import draw
+
+from .test_pairs import PAIRS, Softsign, manifest_of
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on one core
+]
+SHARDS = 8
+
+
+def make(
+    folder: Path, shards: int, form: ImageFormat = "npy32", num_classes: int | None = 10
+) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    teacher = Softsign(num_classes=num_classes)
+    for shard in range(shards):
+        write_shard(folder, shard, teacher, manifest_of(teacher, form))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set that tests only read."""
+    return make(tmp_path_factory.mktemp("pairs"), SHARDS)
+
+
+def order(
+    folder: Path, *, streams: int = 8, batch_size: int = 16, seed: int = 0, shards: int = SHARDS
+) -> Order:
+    return Order(
+        folder=folder,
+        shards=shards,
+        pairs_per_shard=PAIRS,
+        seed=seed,
+        streams=streams,
+        batch_size=batch_size,
+    )
+
+
+def read(
+    order: Order, steps: int, *, processes: int = 1, workers: int = 0, start: int = 0
+) -> list[Batch]:
+    """Return global batches: those of all processes, concatenated."""
+    ranks = []
+    for rank in range(processes):
+        loader = batches(order, rank=rank, processes=processes, start=start, workers=workers)
+        ranks.append(list(islice(loader, steps)))
+    return [Batch(*map(torch.cat, zip(*parts, strict=True))) for parts in zip(*ranks, strict=True)]
+
+
+def indices(found: list[Batch], count: int = SHARDS * PAIRS) -> list[int]:
+    """Return the indices of pairs, told by their noise."""
+    noise, _ = draw(0, range(count), (1, 4, 4))
+    index = {float(x): i for i, x in enumerate(noise[:, 0, 0, 0])}
+    return [index[float(x)] for batch in found for x in batch.noise[:, 0, 0, 0]]
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    """Compare labelled batches bit by bit."""
+    return all(
+        a is not None and b is not None and torch.equal(a, b)
+        for ours, theirs in zip(first, second, strict=True)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("streams", "batch_size"), [(1, 4), (2, 12), (4, 8), (8, 16)])
+def test_every_pair_comes_once_an_epoch(folder: Path, streams: int, batch_size: int) -> None:
+    steps = SHARDS * PAIRS // batch_size
+    found = indices(read(order(folder, streams=streams, batch_size=batch_size), 2 * steps))
+    first, second = found[: SHARDS * PAIRS], found[SHARDS * PAIRS :]
+    assert sorted(first) == sorted(second) == list(range(SHARDS * PAIRS))
+    assert first != second
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_and_workers_do_not_change_a_global_batch(
+    folder: Path, processes: int, workers: int
+) -> None:
+    expected = read(order(folder), 4)  # over the end of an epoch
+    assert same(read(order(folder), 4, processes=processes, workers=workers), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [1, 3, 5, 100])
+def test_a_resumed_run_gets_the_batches_of_an_undisturbed_one(
+    folder: Path, start: int, workers: int
+) -> None:
+    chosen = order(folder, batch_size=40)  # 5 of a shard's 6 pairs a stream and step
+    expected = read(chosen, start + 2)[start:]
+    assert same(read(chosen, 2, start=start, workers=workers), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_opens_no_skipped_shard(tmp_path: Path, workers: int) -> None:
+    chosen = order(make(tmp_path, SHARDS), streams=2, batch_size=12)  # a shard a stream and step
+    expected = read(chosen, 4)[2:]
+    for step in (0, 1):
+        for stream in (0, 1):
+            ((shard, _),) = chosen.chunk(stream, step)
+            tar_path(tmp_path, shard).unlink()
+            record_path(tmp_path, shard).unlink()
+    assert same(read(chosen, 2, start=2, workers=workers), expected)
+
+
+def test_seeds_give_different_orders_of_shards_and_of_pairs(folder: Path) -> None:
+    first, second = (indices(read(order(folder, seed=seed), 3)) for seed in (0, 1))
+    assert sorted(first) == sorted(second)
+    assert [i // PAIRS for i in first] != [i // PAIRS for i in second]
+    assert [i for i in first if i < PAIRS] != [i for i in second if i < PAIRS]
+
+
+def test_reading_draws_nothing_from_the_global_generator(folder: Path) -> None:
+    before = torch.get_rng_state()
+    read(order(folder), 1, workers=1)
+    read(order(folder), 1, workers=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@settings(deadline=None)
+@given(
+    streams=st.integers(1, 4),
+    shards_each=st.integers(1, 4),
+    pairs=st.integers(1, 7),
+    size=st.integers(1, 20),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_chunks_have_the_right_size_and_cover_every_epoch_once(
+    streams: int, shards_each: int, pairs: int, size: int, seed: int
+) -> None:
+    chosen = Order(
+        folder=Path(),
+        shards=streams * shards_each,
+        pairs_per_shard=pairs,
+        seed=seed,
+        streams=streams,
+        batch_size=streams * size,
+    )
+    epoch = shards_each * pairs  # of a stream
+    taken = []
+    for stream in range(streams):
+        stretch = []
+        for step in range(-(-2 * epoch // size)):
+            chunk = [
+                (shard, int(i)) for shard, places in chosen.chunk(stream, step) for i in places
+            ]
+            assert len(chunk) == size
+            stretch += chunk
+        taken.append(stretch)
+    everything = [(shard, i) for shard in range(chosen.shards) for i in range(pairs)]
+    for begin in (0, epoch):
+        assert sorted(pair for part in taken for pair in part[begin : begin + epoch]) == everything
+
+
+@pytest.mark.parametrize(
+    ("streams", "batch_size", "shards", "told"),
+    [
+        (3, 12, 8, "3 streams divide, got 8"),
+        (4, 10, 8, "4 streams divide, got 10"),
+        (1, 4, 0, "1 streams divide, got 0"),
+        (2, 4, -2, "2 streams divide, got -2"),
+    ],
+)
+def test_numbers_that_do_not_divide_are_refused(
+    folder: Path, streams: int, batch_size: int, shards: int, told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        order(folder, streams=streams, batch_size=batch_size, shards=shards)
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(3, 0), (1, 3), (4, 4), (16, 0)])
+def test_loader_processes_that_do_not_divide_the_streams_are_refused(
+    folder: Path, processes: int, workers: int
+) -> None:
+    with pytest.raises(InputError, match=f"to divide 8 streams, got {processes} x"):
+        next(batches(order(folder), processes=processes, workers=workers))
+
+
+Place = Callable[[list[tarfile.TarInfo]], int]
+# Three members a pair (cls, image.npy, latent.npy): member 6 begins the third pair.
+CUTS: dict[str, Place] = {
+    "inside data": lambda members: members[7].offset_data + 100,
+    "inside a header": lambda members: members[7].offset + 100,
+    "between members": lambda members: members[7].offset,
+    "between samples": lambda members: members[6].offset,
+    "at the start": lambda members: 0,
+}
+
+
+def refused(tmp_path: Path, torn: bytes) -> None:
+    tar_path(tmp_path, 1).write_bytes(torn)
+    with pytest.raises(InputError, match=r"expected 6 pairs .*pairs-000001\.tar, got"):
+        read_shard(tmp_path, 1)
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["shorter", "zeros to the old size"])
+@pytest.mark.parametrize("place", CUTS.values(), ids=CUTS)
+def test_a_cut_shard_is_named(tmp_path: Path, place: Place, filled: bool) -> None:
+    with tarfile.open(tar_path(make(tmp_path, 2), 1)) as tar:
+        at = place(tar.getmembers())
+    whole = tar_path(tmp_path, 1).read_bytes()
+    refused(tmp_path, whole[:at].ljust(len(whole) if filled else at, b"\0"))
+
+
+def test_a_shard_with_a_bad_header_anywhere_is_named(tmp_path: Path) -> None:
+    with tarfile.open(tar_path(make(tmp_path, 2), 1)) as tar:
+        starts = [member.offset for member in tar.getmembers()]
+    whole = tar_path(tmp_path, 1).read_bytes()
+    assert len(starts) == 3 * PAIRS
+    for at in starts:
+        refused(tmp_path, whole[:at] + b"X" + whole[at + 1 :])  # its checksum no longer fits
+
+
+@pytest.mark.parametrize("missing", [tar_path, record_path])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_tar_or_record_is_told_in_one_line(
+    tmp_path: Path, missing: Callable[[Path, int], Path], workers: int
+) -> None:
+    missing(make(tmp_path, 2), 1).unlink()
+    told = refusal(order(tmp_path, streams=1, batch_size=2 * PAIRS, shards=2), workers)
+    assert "pairs-000001.tar, got FileNotFoundError" in told
+    assert "\n" not in told
+
+
+def refusal(order: Order, workers: int) -> str:
+    """Return what is told; pytest.raises would keep the loader alive in a reference cycle."""
+    try:
+        next(batches(order, workers=workers))
+    except InputError as error:
+        return str(error)
+    return "nothing"
+
+
+@pytest.mark.parametrize("num_classes", [None, 10])
+@pytest.mark.parametrize(
+    ("form", "tolerance"), [("png", 0.5 / 127.5 + 1e-6), ("npy16", 2**-11), ("npy32", 0.0)]
+)
+def test_images_of_every_format_arrive_as_float32_in_the_range(
+    tmp_path: Path, form: ImageFormat, tolerance: float, num_classes: int | None
+) -> None:
+    chosen = order(make(tmp_path, 2, form, num_classes), streams=2, batch_size=12, shards=2)
+    batch = next(batches(chosen))
+    assert batch.noise.dtype == batch.images.dtype == torch.float32
+    assert batch.images.abs().max() <= 1
+    exact = Softsign()(batch.noise, batch.labels)
+    torch.testing.assert_close(batch.images, exact, rtol=0, atol=tolerance)
+    assert (batch.labels is None) == (num_classes is None)
+
+
+@pytest.mark.parametrize("limit", [1, 2**20])
+def test_shards_are_kept_in_memory_up_to_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(data.reader, "CACHE_BYTES", limit)
+    loader = batches(order(make(tmp_path, 4), streams=1, batch_size=PAIRS, shards=4))
+    first = list(islice(loader, 4))
+    for shard in range(4):
+        tar_path(tmp_path, shard).unlink()
+    if limit > 1:
+        second = list(islice(loader, 4))
+        assert sorted(indices(second)) == sorted(indices(first))
+    else:
+        with pytest.raises(InputError, match="FileNotFoundError"):
+            list(islice(loader, 4))

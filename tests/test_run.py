@@ -1,0 +1,338 @@
+"""A run folder is whole at any moment: it saves, resumes bit by bit, and refuses what it is not."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from get.errors import InputError
+from pipeline.cli import Failed
+from pipeline.config import EvaluateConfig, PairsConfig, SampleConfig, TrainConfig, TrainingConfig
+from pipeline.run import (
+    Run,
+    TrainState,
+    finished,
+    latest,
+    new_file,
+    new_folder,
+    read_json,
+    step_seed,
+    write_json,
+)
+from pipeline.train import check_batch
+
+
+def config(folder: Path, **changes) -> TrainingConfig:
+    given = {"max_train_steps": 6, "checkpointing_steps": 2, "log_steps": 1, **changes}
+    return TrainingConfig(output_dir=folder / "run", **given)
+
+
+def fresh_state() -> TrainState:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    return TrainState({"model": model}, optimizer, scheduler)
+
+
+def train(
+    settings: TrainingConfig, at_step: Callable[[int], object] = lambda step: None
+) -> TrainState:
+    """Train a straight line; what `at_step` returns is added to the loss."""
+    state = fresh_state()
+    model = state.modules["model"]
+    with Run(settings, Accelerator()) as run:
+        start = run.restore(state)
+        for step in run.steps(start, state, lambda folder: write_json(folder / "result.json", 1)):
+            generator = torch.Generator().manual_seed(step_seed(settings.seed, step))
+            loss = model(torch.randn(8, 3, generator=generator)).square().mean()
+            loss = loss + (at_step(step) or 0.0)
+            state.optimizer.zero_grad()
+            loss.backward()
+            state.optimizer.step()
+            state.scheduler.step()
+            run.record(step, loss=loss)
+    return state
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(p.name for p in (folder / "run" / "checkpoints").iterdir())
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(x) for x in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def stop_at(step: int, number: int = signal.SIGTERM) -> Callable[[int], None]:
+    """Send this process a signal during a step."""
+    return lambda now: os.kill(os.getpid(), number) if now == step else None
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("new", [new_file, new_folder])
+def test_what_breaks_while_being_written_leaves_what_was_there(new, tmp_path):
+    def write(where: Path, text: str) -> None:
+        (where / "a" if where.is_dir() else where).write_text(text)
+
+    for before in ([], ["thing"]):
+        with suppress(KeyboardInterrupt), new(tmp_path / "thing") as path:
+            write(path, "torn")
+            raise KeyboardInterrupt
+        assert [p.name for p in tmp_path.iterdir()] == before
+        with new(tmp_path / "thing") as path:
+            write(path, "whole")
+            assert [p.name for p in tmp_path.iterdir() if p.name[0] != "."] == before
+    thing = tmp_path / "thing"
+    assert (thing / "a" if thing.is_dir() else thing).read_text() == "whole"
+
+
+def test_the_newest_checkpoint_is_the_highest_whole_one(tmp_path):
+    assert latest(tmp_path) is None
+    for name in ("checkpoint-9", "checkpoint-10", ".checkpoint-11.tmp", "checkpoint-12.old"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert latest(tmp_path) == tmp_path / "checkpoints" / "checkpoint-10"
+
+
+@pytest.mark.parametrize("content", [b'{"torn": ', b"\xff\xfe", None])
+def test_unreadable_json_is_bad_input(content, tmp_path):
+    if content is not None:
+        (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"expected JSON in .*x\.json"):
+        read_json(tmp_path / "x.json")
+
+
+# ---------------------------------------------------------------- save and resume
+
+
+def test_the_newest_checkpoints_are_kept_up_to_the_limit(tmp_path):
+    train(config(tmp_path, checkpoints_total_limit=2))
+    assert checkpoints(tmp_path) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_a_finished_run_has_its_result_and_is_left_alone(tmp_path, capsys):
+    train(config(tmp_path))
+    assert finished(tmp_path / "run")
+    assert read_json(tmp_path / "run" / "result.json") == 1
+    assert [x["step"] for x in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+    for _ in range(2):  # the second time without checkpoints, which a user may have deleted
+        files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.*")}
+        train(config(tmp_path), lambda step: pytest.fail("a step was done again"))
+        assert files == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.*")}
+        assert "finished; nothing to do" in capsys.readouterr().out
+        shutil.rmtree(tmp_path / "run" / "checkpoints", ignore_errors=True)
+
+
+def test_restore_gives_every_bit_and_the_step_back(tmp_path):
+    with pytest.raises(SystemExit):
+        train(config(tmp_path), stop_at(2))
+    saved = tmp_path / "run" / "checkpoints" / "checkpoint-3" / "state"
+    state = fresh_state()
+    with Run(config(tmp_path), Accelerator()) as run:
+        assert run.restore(state) == 3
+    weights = state.modules["model"].state_dict()
+    assert all(
+        torch.equal(weights[k], v) for k, v in load_file(saved / "model.safetensors").items()
+    )
+    optimizer = state.optimizer.state_dict()
+    stored = load_file(saved / "optimizer.safetensors")
+    assert len(stored) == 6  # step, exp_avg and exp_avg_sq of weight and bias
+    for name, value in stored.items():
+        index, key = name.split(".")
+        assert torch.equal(optimizer["state"][int(index)][key], value)
+    assert state.scheduler.last_epoch == 3
+    assert optimizer["param_groups"][0]["lr"] == 0.1 * 0.5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_stopped_by_a_signal_is_saved_and_goes_on_as_if_nothing_had_been(
+    number, tmp_path, capsys
+):
+    whole = train(config(tmp_path / "undisturbed")).modules["model"].state_dict()
+    with pytest.raises(SystemExit) as stopped:
+        train(config(tmp_path), stop_at(2, number))
+    assert stopped.value.code == 128 + number
+    assert f"stopped by {number.name}: step 3 of 6 is saved" in capsys.readouterr().err
+    assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-3"]
+    assert not finished(tmp_path / "run")
+
+    resumed = train(config(tmp_path)).modules["model"].state_dict()
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    assert metrics(tmp_path) == metrics(tmp_path / "undisturbed")
+
+
+def test_metrics_are_cut_at_the_resumed_step(tmp_path):
+    with pytest.raises(SystemExit):
+        train(config(tmp_path), stop_at(2))
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 4, "loss": 0.5}\n{"step": 5, "lo')
+    with Run(config(tmp_path), Accelerator()) as run:
+        run.restore(fresh_state())
+    assert path.read_text() == whole
+
+
+def test_values_that_are_not_finite_end_the_run_and_are_not_saved(tmp_path):
+    with pytest.raises(Failed, match=r"loss nan in step 4; the last good .*checkpoint-2;"):
+        train(config(tmp_path, log_steps=5), lambda step: float("nan") if step == 3 else 0.0)
+    assert checkpoints(tmp_path) == ["checkpoint-2"]
+    assert not finished(tmp_path / "run")
+
+
+# ---------------------------------------------------------------- refuse
+
+
+def truncate(checkpoint: Path) -> None:
+    path = checkpoint / "state" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def garble(checkpoint: Path) -> None:
+    (checkpoint / "state" / "state.json").write_text('{"step": 4')
+
+
+def garble_bytes(checkpoint: Path) -> None:
+    (checkpoint / "state" / "state.json").write_bytes(b"\xff")
+
+
+def lose(checkpoint: Path) -> None:
+    (checkpoint / "state" / "optimizer.safetensors").unlink()
+
+
+def reshape(checkpoint: Path) -> None:
+    save_file({"weight": torch.zeros(1)}, checkpoint / "state" / "model.safetensors")
+
+
+@pytest.mark.parametrize("damage", [truncate, garble, garble_bytes, lose, reshape])
+def test_an_unreadable_checkpoint_is_named_in_one_line(damage, tmp_path):
+    with pytest.raises(SystemExit):
+        train(config(tmp_path), stop_at(3))
+    damage(tmp_path / "run" / "checkpoints" / "checkpoint-4")
+    with pytest.raises(InputError, match=r"checkpoint in .*checkpoint-4, got .*; delete") as error:
+        train(config(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_other_settings_are_refused_by_name_and_free_ones_are_not(tmp_path):
+    with pytest.raises(SystemExit):
+        train(config(tmp_path), stop_at(0))
+    with pytest.raises(
+        InputError, match=r"got: seed was 0, is 1; learning_rate was 0.002, is 0.1;"
+    ):
+        train(config(tmp_path, seed=1, learning_rate=0.1))
+    with (
+        pytest.raises(InputError, match="data was None, is 'other pairs'"),
+        Run(config(tmp_path), Accelerator(), data="other pairs"),
+    ):
+        pass
+    train(config(tmp_path, log_steps=2, checkpointing_steps=3, checkpoints_total_limit=9))
+    assert checkpoints(tmp_path) == ["checkpoint-1", "checkpoint-3", "checkpoint-6"]
+
+
+def test_a_folder_of_other_things_is_refused_unless_it_may_be_emptied(tmp_path):
+    run = tmp_path / "run"
+    (run / "folder").mkdir(parents=True)
+    (run / "thesis.tex").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (run / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(
+        InputError, match=r"got folder, link, thesis\.tex; .*--overwrite_output_dir"
+    ):
+        train(config(tmp_path))
+    train(config(tmp_path, overwrite_output_dir=True))
+    assert finished(run)
+    assert (tmp_path / "elsewhere").is_dir()
+    assert not {"folder", "link", "thesis.tex"} & {p.name for p in run.iterdir()}
+
+
+def test_what_a_killed_job_left_half_written_is_not_another_ones(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.123.tmp").write_text("{")
+    train(config(tmp_path))
+
+
+def test_a_second_job_in_the_same_folder_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "run.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="got another job at work"):
+            train(config(tmp_path))
+    train(config(tmp_path))
+
+
+# ---------------------------------------------------------------- seeds and settings
+
+
+def test_every_seed_step_and_stream_has_draws_of_its_own():
+    large = 2**63
+    keys = [(s, k, w) for s in (0, 1, large, large + 1) for k in (0, 1, 2) for w in (0, 1, 8)]
+    seeds = [step_seed(*key) for key in keys]
+    assert len(set(seeds)) == len(keys)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert step_seed(0, 0) == 49592932  # golden: another value would change every training
+
+
+PATHS = {name: Path("x") for name in ("output_dir", "pairs", "teacher", "model", "feature_network")}
+
+
+def make(kind: type, **changes):
+    names = kind.__dataclass_fields__
+    needed = {
+        "num_pairs": 64,
+        "pairs_per_shard": 64,
+        "holdout_shards": 1,
+        "runs": (),
+        "real_images": "",
+    }
+    known = {k: v for k, v in {**PATHS, **needed}.items() if k in names}
+    known.pop("model", None) if kind is TrainConfig else None
+    return kind(**{**known, **changes})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (TrainingConfig, {"max_train_steps": 0}),
+        (TrainingConfig, {"learning_rate": -1.0}),
+        (TrainingConfig, {"checkpointing_steps": 0}),
+        (TrainingConfig, {"ema_decay": 1.0}),
+        (TrainingConfig, {"seed": -1}),
+        (TrainConfig, {"global_batch_size": 0}),
+        (TrainConfig, {"streams": 0}),
+        (TrainConfig, {"validation_steps": 0}),
+        (TrainConfig, {"gradient_accumulation_steps": 0}),
+        (PairsConfig, {"num_pairs": 65}),
+        (PairsConfig, {"teacher_batch_size": 0}),
+        (SampleConfig, {"num_images": 0}),
+        (SampleConfig, {"iterations": 0}),
+        (EvaluateConfig, {"batch_size": 0}),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_by_name(kind, changes):
+    make(kind)
+    (name, value), *_ = changes.items()
+    with pytest.raises(InputError, match=f"expected {name} .*got {value}"):
+        make(kind, **changes)
+
+
+def test_the_global_batch_is_divided_or_the_sum_is_told():
+    each = make(TrainConfig, global_batch_size=128, gradient_accumulation_steps=2)
+    check_batch(each, processes=4)
+    check_batch(replace(each, train_batch_size=16), processes=4)
+    with pytest.raises(InputError, match="128 = train_batch_size x 3 processes x 2 micro-steps"):
+        check_batch(each, processes=3)
+    with pytest.raises(InputError, match="got train_batch_size 32"):
+        check_batch(replace(each, train_batch_size=32), processes=4)
