@@ -101,6 +101,7 @@ run() {
     local code=0
     [[ -z $signal ]] || exit $((128 + signal))
     "$@" & child=$!
+    [[ -z $signal ]] || forward "$signal" # it came between the last two commands
     wait "$child" || code=$?
     while kill -0 "$child" 2>/dev/null; do code=0; wait "$child" || code=$?; done
     child=""
@@ -121,7 +122,7 @@ fi
 
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 [[ -n $processes ]] || processes=$((gpus > 0 ? gpus : 1))
-cores=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)))')
+cores=$("$python" -c 'import os; f = getattr(os, "sched_getaffinity", None); print(len(f(0)) if f else os.cpu_count())')
 stage() { # stage NAME MODULE ARGUMENTS: one process
     local name=$1 began=$SECONDS; shift
     echo "== $name"

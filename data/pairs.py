@@ -149,13 +149,12 @@ def read_record(folder: Path, shard: int) -> ShardRecord | None:
 def publish(folder: Path, shard: int, temporary: Path, record: ShardRecord) -> None:
     """Rename a finished, synced tar into place, then publish its record."""
     temporary.replace(tar_path(folder, shard))
+    _sync(folder)  # or a power cut might keep the record and lose the tar
     path = record_path(folder, shard)
     hidden = hidden_path(path)
     _write_durably(hidden, json.dumps(asdict(record), indent=2) + "\n")
     hidden.replace(path)
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    _sync(folder)
 
 
 def count_shards(folder: Path) -> int:
@@ -226,3 +225,11 @@ def _write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

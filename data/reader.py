@@ -162,7 +162,8 @@ class Order:
 @lru_cache(maxsize=256)
 def _permutation(length: int, seed: int, epoch: int, what: int = 0) -> Int[np.ndarray, " length"]:
     """Permute by sorting raw Philox numbers, which no numpy release changes; 0 means the shards."""
-    bits = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, what])
+    key = np.array([seed, epoch], dtype=np.uint64)  # numpy rounds a list with a large seed
+    bits = np.random.Philox(key=key, counter=[0, 0, 0, what])
     return np.argsort(bits.random_raw(length), kind="stable")
 
 

@@ -37,7 +37,9 @@ SHOWN = 3  # images a class in the picture
 class Reference:
     """The real images and their features, made once for all models."""
 
-    def __init__(self, config: EvaluateConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: EvaluateConfig, image_shape: tuple[int, int, int], device: torch.device
+    ) -> None:
         """Load the feature network and run it over the real images."""
         try:
             network = Classifier.from_pretrained(config.feature_network, use_safetensors=True)
@@ -52,6 +54,16 @@ class Reference:
             split: real_images(config.real_images, split).images
             for split in ("training", "held_out")
         }
+        c = network.config
+        for source, shape in (
+            (config.feature_network, (c["channels"], c["image_size"], c["image_size"])),
+            (config.real_images, tuple(self.images["training"].shape[1:])),
+        ):
+            if shape != image_shape:
+                raise InputError(
+                    f"expected images of {image_shape} like those of {config.pairs} in {source}, "
+                    f"got {shape}; name others with --feature_network and --real_images"
+                )
         self.features = {split: self.features_of(x) for split, x in self.images.items()}
 
     def features_of(self, images: Tensor) -> Tensor:
@@ -107,9 +119,8 @@ def main(config: EvaluateConfig) -> None:
     device = cli.local_device()
     manifest = read_manifest(config.pairs)
     held_out, first_index = read_held_out(config, manifest)
-    evaluation = Evaluation(
-        config, manifest, held_out, first_index, Reference(config, device), device
-    )
+    reference = Reference(config, manifest.image_shape, device)
+    evaluation = Evaluation(config, manifest, held_out, first_index, reference, device)
     teacher = DiffusersTeacher(config.teacher, Sampler(**manifest.sampler), device)
     if teacher.fingerprint != manifest.teacher:
         raise InputError(
@@ -119,8 +130,16 @@ def main(config: EvaluateConfig) -> None:
     weights = {"teacher": manifest.teacher}
     students = {}
     for run in config.runs:
-        students[run.name] = load_student(run, device)
+        if run.name in weights:
+            raise InputError(f"expected runs of different names, got {run.name} twice; rename one")
+        students[run.name] = model = load_student(run, device)
         weights[run.name] = weights_hash(run)
+        shape = (model.channels, model.image_size, model.image_size)
+        if shape != manifest.image_shape:
+            raise InputError(
+                f"expected a model of {manifest.image_shape} images in {run}, got one of {shape}; "
+                "it was trained on other pairs"
+            )
     done = [
         name
         for name, value in weights.items()
@@ -217,12 +236,6 @@ def evaluate_student(
 ) -> tuple[dict, Tensor]:
     """Measure one run, a GET at every number of iterations; return figures and images."""
     held_out = evaluation.held_out
-    shape = (model.channels, model.image_size, model.image_size)
-    if shape != evaluation.manifest.image_shape:
-        raise InputError(
-            f"expected a model of {evaluation.manifest.image_shape} images in {folder}, got one "
-            f"of {shape}; it was trained on other pairs"
-        )
     target, size = as_floats(held_out.images), evaluation.config.batch_size
 
     def make(iterations: int | None, start: int, count: int) -> Tensor:

@@ -58,7 +58,7 @@ def _digits() -> Recipe:
         max_train_steps=4000,
         global_batch_size=64,
         learning_rate=3e-3,
-        adam_beta2=0.98,
+        adam_beta2=0.95,
     )
     students = {
         "digits": get,

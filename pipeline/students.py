@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from get.errors import InputError
 from get.models import GET, ViT
 from get.pipeline_get import GETPipeline
+from pipeline.run import read_json
 
 
 def load_student(folder: Path, device: torch.device) -> GET | ViT:
@@ -22,6 +23,8 @@ def load_student(folder: Path, device: torch.device) -> GET | ViT:
         checkpoints = sorted(p.name for p in folder.glob("checkpoints/checkpoint-*"))
         hint = f"its checkpoints are {', '.join(checkpoints)}" if checkpoints else "train one first"
         raise InputError(f"expected a model (model_index.json) in {folder}, got none; {hint}")
+    if (kind := read_json(folder / "model_index.json").get("_class_name")) != "GETPipeline":
+        raise InputError(f"expected a GETPipeline in {folder}, got {kind}; name a run of train.py")
     try:
         pipeline = GETPipeline.from_pretrained(folder, use_safetensors=True)
     except (OSError, SafetensorError, json.JSONDecodeError, ValueError, RuntimeError) as error:

@@ -1,6 +1,6 @@
 """Train a diffusion teacher on real images: UNet2DModel under EDM preconditioning.
 
-The result is a diffusers folder (`unet/`, `scheduler/`) that any diffusers code can load; its
+The result is a diffusers folder whose `unet/` and `scheduler/` any diffusers code can load; its
 README.md card tells command, seed and figures. `--check` only checks such a folder.
 Next: make_pairs.py.
 """

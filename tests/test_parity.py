@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from get.ema import EMA
+from get.equilibrium import Gradient, Implicit, Outcome, Unrolled, fixed_point
 from get.errors import InputError
 from get.losses import IterateLoss, geometric_weights
 from get.models import GET, ViT
@@ -167,3 +168,50 @@ def test_every_reference_key_has_a_name_and_every_name_of_ours_is_met_once(name)
 def test_an_unknown_key_is_refused_by_name(key):
     with pytest.raises(InputError, match=f"^expected .*, got '{key}'"):
         from_reference({key: torch.zeros(1)})
+
+
+def test_implicit_mode_equals_the_reference():
+    """Weights made so that the map contracts; gradient by `Implicit` through the whole model."""
+    record = golden("get_ift")
+    model = reference_get(record)
+
+    def decoded(gradient: Gradient) -> Tensor:
+        x, _ = model.embed(record["noise"], None)
+        for block in model.blocks:
+            x = block(x)
+        u = model.injection(x).chunk(2, dim=-1)
+        solution = fixed_point(
+            model.equilibrium_map,
+            record["z0"],
+            inputs=(x, *u),
+            gradient=gradient,
+            max_steps=40,
+        )
+        return model.decode(solution.z)
+
+    images = decoded(Implicit(max_steps=60, tol=0.0))
+    assert_near(images, record["train_outputs"][0])
+    loss = (images - record["target"]).abs().mean()
+    assert_near(loss, record["loss"])
+    loss.backward()
+    gradients = part(record, "grad")
+    assert len(gradients) > 50
+    for name, theirs in gradients.items():
+        assert_near(model.get_parameter(name).grad, theirs)
+    with torch.no_grad():
+        assert_near(decoded(Unrolled()), record["eval_output"])
+
+
+def test_random_weights_of_the_reference_drift_and_are_not_called_converged():
+    record = golden("get_uncond")
+    model = reference_get(record, iterations=400)
+    with torch.no_grad():
+        x, _ = model.embed(record["noise"], None)
+        for block in model.blocks:
+            x = block(x)
+        u = model.injection(x).chunk(2, dim=-1)
+        solution = fixed_point(
+            model.equilibrium_map, record["z0"], inputs=(x, *u), max_steps=3000, tol=1e-2
+        )
+    assert Outcome.CONVERGED not in solution.outcome
+    assert Outcome.DRIFT in solution.outcome

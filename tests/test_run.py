@@ -34,8 +34,10 @@ from pipeline.train import check_batch
 
 
 def config(folder: Path, **changes) -> TrainingConfig:
-    given = {"max_train_steps": 6, "checkpointing_steps": 2, "log_steps": 1, **changes}
-    return TrainingConfig(output_dir=folder / "run", **given)
+    few = TrainingConfig(
+        output_dir=folder / "run", max_train_steps=6, checkpointing_steps=2, log_steps=1
+    )
+    return replace(few, **changes)
 
 
 def fresh_state() -> TrainState:

@@ -1,11 +1,21 @@
-"""How a fixed-point solve is differentiated, chosen by name and never silently another one."""
+"""How a fixed-point solve is differentiated, chosen by name and never silently another one.
+
+`Unrolled` goes through the iterations, `Phantom` through a few after the solve, `Implicit` solves
+the linear system of the implicit function theorem. All three hold in training and evaluation mode.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from get.equilibrium.iterate import Result, Solver, iterate
+from get.equilibrium.picard import Picard
+
+Map = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +29,127 @@ class Unrolled:
 
     checkpoint: bool = False
 
-    def apply(self, f: Callable[..., Tensor], z: Tensor, *inputs: Tensor) -> Tensor:
-        """Return f(z, *inputs), differentiable as this mode says."""
-        if self.checkpoint and torch.is_grad_enabled():
-            return checkpoint(f, z, *inputs, use_reentrant=False)
-        return f(z, *inputs)
+
+@dataclass(frozen=True, kw_only=True)
+class Phantom:
+    """Backpropagate through a few damped steps after the solve (arXiv:2111.05177).
+
+    For a linear map of slope J the gradient is a truncated Neumann series,
+    damping * sum over i < steps of (1 - damping + damping J)^i, so its error decays with `steps`.
+
+    Attributes:
+        steps: Steps from the detached solution; 1 with damping 1 is Jacobian-free backpropagation.
+        damping: Step length in (0, 1].
+        checkpoint: As in `Unrolled`, for these steps.
+    """
+
+    steps: int = 5
+    damping: float = 0.5
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot mean anything."""
+        if self.steps < 1 or not 0 < self.damping <= 1:
+            raise ValueError(f"expected steps >= 1 and damping in (0, 1], got {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implicit:
+    """Solve v = J^T v + dloss/dz at the solution (implicit function theorem, arXiv:1909.01377).
+
+    Memory does not grow with the iterations of either solve. The stopping rule is relative, so the
+    scale of the loss does not matter.
+
+    Attributes:
+        solver: Solver of the linear system.
+        max_steps: Vector-Jacobian products at most.
+        tol: Relative residual at which a sample's system is solved.
+    """
+
+    solver: Solver = field(default_factory=Picard)
+    max_steps: int = 40
+    tol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot mean anything."""
+        if self.max_steps < 1 or self.tol < 0:
+            raise ValueError(f"expected max_steps >= 1 and tol >= 0, got {self}")
+
+
+Gradient = Unrolled | Phantom | Implicit
+
+
+@dataclass
+class Adjoint:
+    """What became of the backward solve of `Implicit`; empty until a backward pass has run."""
+
+    result: Result | None = None
+
+
+def phantom(f: Map, z: Tensor, inputs: tuple[Tensor, ...], mode: Phantom) -> Tensor:
+    """Return z after the steps of `mode`, which carry the gradient."""
+    z = z.detach()
+    for _ in range(mode.steps):
+        fz = recomputed(f, z, *inputs) if mode.checkpoint else f(z, *inputs)
+        z = fz if mode.damping == 1 else z + mode.damping * (fz - z)
+    return z
+
+
+def implicit(
+    f: Map, z: Tensor, inputs: tuple[Tensor, ...], mode: Implicit, adjoint: Adjoint
+) -> Tensor:
+    """Return f(z), whose backward pass solves the linear system."""
+    start = z.detach().requires_grad_()
+    image = f(start, *inputs)
+    return _Implicit.apply(image, start, mode, adjoint) if image.requires_grad else image
+
+
+def recomputed(f: Map, z: Tensor, *inputs: Tensor) -> Tensor:
+    """Return f(z, *inputs), whose inside is computed again in the backward pass."""
+    return (
+        checkpoint(f, z, *inputs, use_reentrant=False) if torch.is_grad_enabled() else f(z, *inputs)
+    )
+
+
+class _Implicit(torch.autograd.Function):
+    """Identity on f(z); its backward turns g into v with v = J^T v + g.
+
+    A function of its own for every solve: nothing is shared between two solves in one graph, and
+    the vector-Jacobian products do not pass through it again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, start: Tensor, mode: Implicit, adjoint: Adjoint) -> Tensor:
+        ctx.image, ctx.start, ctx.mode, ctx.adjoint = image, start, mode, adjoint
+        return image.view_as(image)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        (g,) = grad_outputs
+        if torch.is_grad_enabled():  # create_graph=True: v would be taken for a constant
+            raise RuntimeError(
+                "expected an Implicit gradient to be differentiated once, got create_graph=True; "
+                "use Unrolled for second derivatives"
+            )
+
+        def transposed(v: Tensor) -> Tensor:
+            (product,) = torch.autograd.grad(
+                ctx.image,
+                ctx.start,
+                v,
+                retain_graph=True,
+                materialize_grads=True,
+                allow_unused=True,
+            )
+            return product + g
+
+        ctx.adjoint.result = iterate(
+            transposed,
+            g,
+            (),
+            solver=ctx.mode.solver,
+            max_steps=ctx.mode.max_steps,
+            tol=ctx.mode.tol,
+            select="best",
+        )
+        return ctx.adjoint.result.z, None, None, None

@@ -1,121 +1,184 @@
-"""The one loop that looks for a fixed point z = f(z, *inputs).
+"""Fixed points z = f(z, *inputs): the public face of this package.
 
-Four concerns are four arguments: the problem (`f`, `z0`, `inputs`), the solver (`picard.py`), how
-the solve is differentiated (`gradient.py`), and when to stop (`max_steps`, `tol`). Failure is
-data: `Solution.outcome` tells it sample by sample, and the caller decides.
+Four concerns are four arguments: the problem (`f`, `z0`, `inputs`), the solver, how the solve is
+differentiated (`gradient.py`), and when to stop. Failure is data: `Solution.outcome` tells it
+sample by sample, and the caller decides. The loop itself is in `iterate.py`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Literal
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from get.equilibrium.gradient import Unrolled
+from get.equilibrium.gradient import (
+    Adjoint,
+    Gradient,
+    Implicit,
+    Phantom,
+    Unrolled,
+    implicit,
+    phantom,
+    recomputed,
+)
+from get.equilibrium.iterate import Select, Solver, iterate
 from get.equilibrium.picard import Picard
 
-Select = Literal["last", "lowest_residual"]
-
-
-class Outcome(IntEnum):
-    """How the iteration of one sample ended."""
-
-    CONVERGED = 0  # the relative residual fell to `tol`
-    MAX_STEPS = 1  # `max_steps` evaluations were spent first
-    NON_FINITE = 2  # an evaluation gave inf or nan, and so is the state returned
+State = Tensor | tuple[Tensor, ...]
+"""A state: one tensor with the batch first, or a tuple of such."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What `fixed_point` found; every field but `iterates` has one entry a sample.
+    """What `fixed_point` found.
 
     Attributes:
-        z: The state returned.
-        residual: Relative residual |f(z) - z| / |f(z)| of the last state that was evaluated. The
-            state returned by plain iteration is one application past it.
-        evaluations: Number of evaluations of f this sample used.
-        outcome: `Outcome` as an integer.
+        z: The state returned, of the kind `z0` was. Under `Phantom` and `Implicit` with gradients
+            on it lies `steps` damped applications, or one application, past the solver's.
+        residual: Relative residual |f(z) - z| / |f(z)| of the solver's state, as measured; under
+            select="last" of the state one application before it.
+        evaluations: Number of evaluations of f each sample used in the solve.
+        outcome: `Outcome` of each sample as an integer.
         iterates: z_1 .. z_T in order if they were asked for, else empty.
+        trace: Relative residuals, a row an evaluation; nan where a sample had left the batch.
+        adjoint: The backward solve of `Implicit`, once a backward pass has run.
     """
 
-    z: Tensor
+    z: Any
     residual: Float[Tensor, " batch"]
     evaluations: Int[Tensor, " batch"]
     outcome: Int[Tensor, " batch"]
-    iterates: tuple[Tensor, ...] = ()
+    iterates: tuple[Any, ...]
+    trace: Float[Tensor, "steps batch"]
+    adjoint: Adjoint = field(default_factory=Adjoint)
 
 
 def fixed_point(
-    f: Callable[..., Tensor],
-    z0: Float[Tensor, "batch ..."],
+    f: Callable[..., Any],
+    z0: State,
     *,
     inputs: tuple[Tensor, ...] = (),
-    solver: Picard = Picard(),  # noqa: B008  frozen
-    gradient: Unrolled = Unrolled(),  # noqa: B008  frozen
+    solver: Solver = Picard(),  # noqa: B008  frozen
+    gradient: Gradient = Unrolled(),  # noqa: B008  frozen
     max_steps: int,
     tol: float = 0.0,
-    select: Select = "last",
+    select: Select = "best",
     keep_iterates: bool = False,
+    compact: bool = False,
 ) -> Solution:
-    """Iterate z <- f(z, *inputs) from `z0`, each sample until it converges.
+    """Look for a fixed point of f, sample by sample.
 
     Args:
-        f: The map, called as `f(z, *inputs)`; it must treat the samples of a batch independently.
-        z0: Starting state, batch first.
-        inputs: Tensors handed to every call of f (injections and the like).
-        solver: How the next state is made from z and f(z).
-        gradient: How the solve is differentiated.
-        max_steps: Evaluations of f at most, at least 1.
+        f: The map, called as `f(z, *inputs)`; it treats the samples of a batch independently and
+            returns a state like z. Gradients reach `inputs` and whatever f closes over.
+        z0: Where to start (a warm start is just another z0); batch first.
+        inputs: Per-sample tensors handed to every call of f, injections and the like.
+        solver: `Picard`, `Anderson` or `Broyden`.
+        gradient: `Unrolled`, `Phantom` or `Implicit`; nothing is differentiated without gradients.
+        max_steps: Evaluations of f at most.
         tol: A sample stops once its relative residual is at or below this; 0 never stops early.
-        select: "last" returns the last state of each sample; "lowest_residual" the state whose
-            last step |z_k - z_{k-1}|_2 was the shortest (the rule of locuslab/get in evaluation).
+        select: What is returned of each sample. "best": the measured state of least relative
+            residual. "last": the state after the last step, whose residual is not known.
+            "lowest_residual": the image of the state of least absolute residual (locuslab/get).
         keep_iterates: Also return every z_k.
-
-    Returns:
-        The solution; its z carries the gradient that `gradient` names.
+        compact: Samples that have stopped leave the batch: same answer, less work. Every
+            batch-sized tensor f uses must then be in `inputs`.
 
     Raises:
-        ValueError: If `max_steps` is below 1.
+        ValueError: If `max_steps` or `tol` is out of range, f returns another kind of state than
+            it was given, or `compact` is asked for where it cannot be.
     """
-    if max_steps < 1:
-        raise ValueError(f"expected max_steps of at least 1, got {max_steps}")
-    batch = z0.shape[0]
-    active = torch.ones(batch, dtype=torch.bool, device=z0.device)
-    residual = torch.full((batch,), torch.inf, device=z0.device, dtype=z0.dtype)
-    outcome = torch.full((batch,), Outcome.MAX_STEPS, device=z0.device)
-    evaluations = torch.zeros(batch, dtype=torch.int64, device=z0.device)
-    best, best_step = z0, torch.full_like(residual, torch.inf)
-    iterates: list[Tensor] = []
+    if max_steps < 1 or not tol >= 0:
+        raise ValueError(f"expected max_steps >= 1 and tol >= 0, got {max_steps} and {tol}")
+    if compact and keep_iterates:
+        raise ValueError("expected compact=True or keep_iterates=True, got both; choose one")
+    unrolled = isinstance(gradient, Unrolled)
+    shapes = _Shapes.of(z0)
 
-    z, state = z0, solver.init(z0)
-    for _ in range(max_steps):
-        fz = gradient.apply(f, z, *inputs)
-        proposal, state = solver.step(z, fz, state)
-        with torch.no_grad():
-            step = (fz - z).flatten(1).norm(dim=1)
-            relative = step / fz.flatten(1).norm(dim=1).clamp_min(torch.finfo(z.dtype).tiny)
-            evaluations += active
-            residual = torch.where(active, relative, residual)
-            outcome = torch.where(active & (relative <= tol), Outcome.CONVERGED, outcome)
-            outcome = torch.where(active & ~relative.isfinite(), Outcome.NON_FINITE, outcome)
-        # Samples that have stopped keep their state, whatever their batch mates still do.
-        z = torch.where(_column(active, z), proposal, z) if tol > 0 else proposal
-        if select == "lowest_residual":
-            better = active & (step < best_step)
-            best = torch.where(_column(better, z), z, best)
-            best_step = torch.where(better, step, best_step)
-        if keep_iterates:
-            iterates.append(z)
-        if tol > 0:
-            active = outcome == Outcome.MAX_STEPS
-            if not active.any():
-                break
-    chosen = best if select == "lowest_residual" else z
-    return Solution(chosen, residual, evaluations, outcome, tuple(iterates))
+    def flat_f(z: Tensor, *inputs: Tensor) -> Tensor:
+        return shapes.flatten_image(f(shapes.restore(z), *inputs), z)
+
+    mapped = flat_f
+    if isinstance(gradient, Unrolled) and gradient.checkpoint:
+
+        def mapped(z: Tensor, *inputs: Tensor) -> Tensor:
+            return recomputed(flat_f, z, *inputs)
+
+    with torch.set_grad_enabled(unrolled and torch.is_grad_enabled()):
+        result = iterate(
+            mapped,
+            shapes.flatten(z0),
+            inputs,
+            solver=solver,
+            max_steps=max_steps,
+            tol=tol,
+            select=select,
+            keep_iterates=keep_iterates,
+            compact=compact,
+        )
+    z, adjoint = result.z, Adjoint()
+    if torch.is_grad_enabled():
+        if isinstance(gradient, Phantom):
+            z = phantom(flat_f, z, inputs, gradient)
+        elif isinstance(gradient, Implicit):
+            z = implicit(flat_f, z, inputs, gradient, adjoint)
+    return Solution(
+        shapes.restore(z),
+        result.residual,
+        result.evaluations,
+        result.outcome,
+        tuple(shapes.restore(iterate) for iterate in result.iterates),
+        result.trace,
+        adjoint,
+    )
 
 
-def _column(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (like.dim() - 1))
+@dataclass(frozen=True)
+class _Shapes:
+    """How a state of one or several tensors lies in a flat one (batch, dimension)."""
+
+    single: bool
+    shapes: tuple[torch.Size, ...]  # of one sample
+
+    @classmethod
+    def of(cls, z: State) -> "_Shapes":
+        parts = (z,) if isinstance(z, Tensor) else tuple(z)
+        if not parts or any(p.dim() < 2 or len(p) != len(parts[0]) for p in parts):
+            found = [tuple(p.shape) for p in parts]
+            raise ValueError(f"expected z0 of shape (batch, ...), one batch size, got {found}")
+        if len({(p.dtype, p.device) for p in parts}) > 1 or not parts[0].is_floating_point():
+            found = [(p.dtype, str(p.device)) for p in parts]
+            raise ValueError(f"expected z0 of one floating dtype and one device, got {found}")
+        return cls(isinstance(z, Tensor), tuple(p.shape[1:] for p in parts))
+
+    def flatten(self, z: State) -> Tensor:
+        if isinstance(z, Tensor):
+            return z.flatten(1)
+        return torch.cat([part.flatten(1) for part in z], dim=1)
+
+    def restore(self, flat: Tensor) -> Any:
+        if self.single:
+            return flat.unflatten(1, self.shapes[0])
+        parts = flat.split([prod(shape) for shape in self.shapes], dim=1)
+        return tuple(p.unflatten(1, s) for p, s in zip(parts, self.shapes, strict=True))
+
+    def flatten_image(self, fz: State, z: Tensor) -> Tensor:
+        """Flatten what f returned, after checking that it is like the state it was given."""
+        parts = (fz,) if isinstance(fz, Tensor) else fz
+        expected = [(len(z), *shape) for shape in self.shapes]
+        found = [tuple(p.shape) for p in parts] if isinstance(parts, tuple) else type(fz).__name__
+        if isinstance(fz, Tensor) != self.single or found != expected:
+            raise ValueError(
+                f"expected f to return shapes {expected} as it was given, got {found}; with "
+                "compact=True every batch-sized tensor f uses must be in inputs"
+            )
+        for part in parts:
+            if (part.dtype, part.device) != (z.dtype, z.device):
+                raise ValueError(
+                    f"expected f to return {z.dtype} on {z.device} as it was given, "
+                    f"got {part.dtype} on {part.device}"
+                )
+        return self.flatten(fz)

@@ -1,0 +1,264 @@
+"""Gradients of a solve: three routes, one answer, in float64."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from get.equilibrium import (
+    Anderson,
+    Broyden,
+    Gradient,
+    Implicit,
+    Outcome,
+    Phantom,
+    Picard,
+    Unrolled,
+    fixed_point,
+    jacobian_penalty,
+    spectral_radius,
+)
+
+EXACT = [
+    Unrolled(),
+    Unrolled(checkpoint=True),
+    Implicit(tol=1e-13, max_steps=400),
+    Implicit(tol=1e-13, max_steps=400, solver=Anderson()),
+    Implicit(tol=1e-13, max_steps=400, solver=Broyden()),
+]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def weights(dimension: int = 6, norm: float = 0.8) -> Tensor:
+    w = torch.randn(dimension, dimension, generator=seeded()).double()
+    return norm * w / torch.linalg.matrix_norm(w, 2)
+
+
+def layer(z: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    return torch.tanh(z @ w.T + x)
+
+
+def solve(gradient: Gradient, x: Tensor, w: Tensor, **options):
+    settings = {"solver": Picard(), "max_steps": 400, "tol": 1e-14, "select": "last"} | options
+    return fixed_point(
+        lambda z, x: layer(z, x, w), torch.zeros_like(x), inputs=(x,), gradient=gradient, **settings
+    )
+
+
+def gradients(gradient: Gradient, scale: float = 1.0, **options) -> list[Tensor]:
+    """Return the gradients of a cubic loss with respect to injection and closed-over weights."""
+    w = weights().requires_grad_()
+    x = torch.randn(3, 6, generator=seeded(1)).double().requires_grad_()
+    loss = scale * (solve(gradient, x, w, **options).z ** 3).sum()
+    return list(torch.autograd.grad(loss, (x, w)))
+
+
+def dense() -> list[Tensor]:
+    """Return the same gradients from explicit Jacobians and (I - J)^-1."""
+    w, x = weights(), torch.randn(3, 6, generator=seeded(1)).double()
+    z = solve(Unrolled(), x, w).z
+    slope = 1 - layer(z, x, w) ** 2
+    by_x, by_w = torch.zeros_like(x), torch.zeros_like(w)
+    for i in range(3):
+        jacobian = slope[i][:, None] * w
+        v = torch.linalg.solve(torch.eye(6).double() - jacobian.T, 3 * z[i] ** 2)
+        by_x[i] = slope[i] * v
+        by_w += (slope[i] * v)[:, None] * z[i]
+    return [by_x, by_w]
+
+
+@pytest.mark.parametrize("gradient", EXACT, ids=str)
+def test_exact_gradients_equal_the_dense_formula(gradient):
+    torch.testing.assert_close(gradients(gradient), dense(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("gradient", EXACT, ids=str)
+def test_exact_gradients_pass_gradcheck(gradient):
+    w = weights(3, 0.5).requires_grad_()
+    x = torch.randn(2, 3, generator=seeded(1)).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, w: solve(gradient, x, w).z, (x, w))
+
+
+def test_a_phantom_gradient_is_the_truncated_neumann_series_and_its_error_decays():
+    rate, damping = 0.5, 0.5
+    w = torch.tensor(rate).double().requires_grad_()
+
+    def slope(steps: int) -> float:
+        z = fixed_point(
+            lambda z: w * z + 1,
+            torch.zeros(1, 1).double(),
+            gradient=Phantom(steps=steps, damping=damping),
+            max_steps=200,
+            tol=1e-15,
+        ).z
+        return torch.autograd.grad(z.sum(), w)[0].item()
+
+    for steps in (1, 2, 5):
+        series = sum(damping * (1 - damping + damping * rate) ** i for i in range(steps))
+        assert slope(steps) == pytest.approx(series * 2, rel=1e-9)  # z* = 1 / (1 - rate) = 2
+    errors = [abs(slope(steps) - 4) for steps in (4, 8, 16)]  # dz*/dw = 1 / (1 - rate)^2
+    assert errors[0] / errors[1] == pytest.approx(0.75**-4, rel=1e-3)
+    assert errors[1] / errors[2] == pytest.approx(0.75**-8, rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+@pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden()], ids=str)
+def test_the_scale_of_the_loss_scales_the_implicit_gradient_and_nothing_else(scale, solver):
+    mode = Implicit(solver=solver, tol=1e-10, max_steps=200)
+    scaled = [g / scale for g in gradients(mode, scale)]
+    torch.testing.assert_close(scaled, gradients(mode), rtol=1e-8, atol=1e-10)
+
+
+def test_the_backward_solve_reports_what_became_of_it():
+    w = weights().requires_grad_()
+    x = torch.randn(3, 6, generator=seeded(1)).double()
+    for steps, outcome in ((200, Outcome.CONVERGED), (2, Outcome.MAX_STEPS)):
+        solution = solve(Implicit(max_steps=steps, tol=1e-10), x, w)
+        assert solution.adjoint.result is None
+        solution.z.sum().backward()
+        assert solution.adjoint.result.outcome.tolist() == [outcome] * 3
+
+
+def test_two_implicit_solves_in_one_graph_do_not_disturb_each_other():
+    w = weights().requires_grad_()
+    x = torch.randn(3, 6, generator=seeded(1)).double().requires_grad_()
+
+    def twice(mode):
+        first = solve(mode, x, w).z
+        second = solve(mode, x + first, w).z
+        return torch.autograd.grad((first * second).sum(), (x, w))
+
+    torch.testing.assert_close(twice(EXACT[2]), twice(Unrolled()), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("gradient", [EXACT[2], Phantom()], ids=str)
+def test_without_gradients_the_measured_state_is_returned(gradient):
+    x, w = torch.ones(2, 6).double(), weights().requires_grad_()
+    with torch.no_grad():
+        solution = solve(gradient, x, w, select="best", tol=1e-6)
+    image = layer(solution.z, x, w)
+    true = (image - solution.z).norm(dim=1) / image.norm(dim=1)
+    torch.testing.assert_close(solution.residual, true)
+    assert not solution.z.requires_grad
+
+
+def test_training_and_evaluation_mode_differentiate_alike():
+    class Map(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(weights())
+
+        def forward(self, z, x):
+            return layer(z, x, self.w)
+
+    module, x = Map(), torch.ones(2, 6).double()
+    found = []
+    for mode in (module.train(), module.eval()):
+        z = fixed_point(mode, x, inputs=(x,), gradient=Implicit(), max_steps=99, tol=1e-9).z
+        found.append(torch.autograd.grad(z.sum(), module.w)[0])
+    assert torch.equal(*found)
+
+
+def test_differentiating_an_implicit_gradient_again_is_refused():
+    w = weights().requires_grad_()
+    z = solve(Implicit(), torch.ones(2, 6).double(), w).z
+    with pytest.raises(
+        RuntimeError, match="expected an Implicit gradient to be differentiated once"
+    ):
+        torch.autograd.grad(z.sum(), w, create_graph=True)
+
+
+def test_unrolled_gradients_can_be_differentiated_again():
+    x = torch.ones(1, 2).double()
+
+    def by_w(w):
+        z = solve(Unrolled(), x, w, max_steps=30, tol=0.0).z
+        return torch.autograd.grad(z.sum(), w, create_graph=True)[0]
+
+    assert torch.autograd.gradcheck(by_w, (weights(2, 0.5).requires_grad_(),))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own look-up
+@pytest.mark.parametrize("gradient", [Unrolled(), EXACT[2], Phantom()], ids=str)
+def test_a_compiled_block_works_with_every_gradient(gradient):
+    with torch._dynamo.config.patch(suppress_errors=False):
+        compiled = torch.compile(layer, backend="aot_eager", dynamic=True)
+        x, w = torch.ones(2, 6).double(), weights().requires_grad_()
+        found = []
+        for f in (layer, compiled):
+            z = fixed_point(
+                lambda z, x, f=f: f(z, x, w), x, inputs=(x,), gradient=gradient, max_steps=9
+            ).z
+            found.append(torch.autograd.grad(z.sum(), w)[0])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("gradient", [*EXACT, Phantom()], ids=str)
+def test_only_implicit_gradients_keep_memory_flat_in_the_iterations(gradient):
+    def kept(steps: int) -> int:
+        total = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            w = weights().requires_grad_()
+            solve(gradient, torch.ones(2, 6).double(), w, max_steps=steps, tol=0.0)
+        return total
+
+    assert (kept(40) > 3 * kept(4)) == isinstance(gradient, Unrolled)
+
+
+def test_the_penalty_estimates_the_squared_frobenius_norm_per_dimension():
+    w = weights(5)
+    z = torch.randn(3, 5, generator=seeded(2)).double()
+
+    def f(z, x):
+        return layer(z, x, w)
+
+    x = torch.zeros_like(z)
+    penalty = jacobian_penalty(f, z, inputs=(x,), draws=20000, generator=seeded(3))
+    slope = 1 - f(z, x) ** 2
+    exact = torch.stack([(s[:, None] * w).square().sum() / 5 for s in slope])
+    torch.testing.assert_close(penalty, exact, rtol=0.05, atol=0)
+
+
+def test_the_penalty_reaches_parameters_and_injections_but_not_the_state():
+    w = weights(5).requires_grad_()
+    z = torch.randn(3, 5, generator=seeded(2)).double().requires_grad_()
+    x = torch.zeros(3, 5).double().requires_grad_()
+    penalty = jacobian_penalty(
+        lambda z, x: layer(z, x, w), z, inputs=(x,), generator=seeded(3)
+    ).mean()
+    by_w, by_x, by_z = torch.autograd.grad(penalty, (w, x, z), allow_unused=True)
+    assert by_w.abs().sum() > 0
+    assert by_x.abs().sum() > 0
+    assert by_z is None
+    with pytest.raises(ValueError, match="at least 1 draw"):
+        jacobian_penalty(lambda z: z, z, draws=0)
+
+
+@pytest.mark.parametrize("radius", [0.3, 0.9, 1.7])
+def test_the_spectral_radius_of_a_rotation_is_its_scale(radius):
+    angle = torch.tensor(0.7).double()
+    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(2, 2)
+    z = torch.randn(4, 2, generator=seeded()).double()
+    found = spectral_radius(lambda z: radius * z @ rotation.T, z, generator=seeded(1))
+    torch.testing.assert_close(found, torch.full((4,), radius).double())
+
+
+def test_the_spectral_radius_of_a_matrix_is_that_of_its_eigenvalues_sample_by_sample():
+    a = torch.randn(3, 20, 20, generator=seeded()).double() / 20**0.5
+    z = torch.randn(3, 20, generator=seeded(1)).double()
+    exact = torch.linalg.eigvals(a).abs().amax(1)
+
+    def f(z, a):
+        return (a @ z[:, :, None])[:, :, 0]
+
+    found = spectral_radius(f, z, inputs=(a,), steps=20, generator=seeded(2))
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=0)
+    assert spectral_radius(lambda z: z * 0 + 1, z, generator=seeded(2)).abs().max() == 0
