@@ -12,6 +12,8 @@ from get.equilibrium import (
     Outcome,
     Phantom,
     Picard,
+    Select,
+    Solution,
     Unrolled,
     fixed_point,
     jacobian_penalty,
@@ -40,18 +42,31 @@ def layer(z: Tensor, x: Tensor, w: Tensor) -> Tensor:
     return torch.tanh(z @ w.T + x)
 
 
-def solve(gradient: Gradient, x: Tensor, w: Tensor, **options):
-    settings = {"solver": Picard(), "max_steps": 400, "tol": 1e-14, "select": "last"} | options
+def solve(
+    gradient: Gradient,
+    x: Tensor,
+    w: Tensor,
+    *,
+    max_steps: int = 400,
+    tol: float = 1e-14,
+    select: Select = "last",
+) -> Solution:
     return fixed_point(
-        lambda z, x: layer(z, x, w), torch.zeros_like(x), inputs=(x,), gradient=gradient, **settings
+        lambda z, x: layer(z, x, w),
+        torch.zeros_like(x),
+        inputs=(x,),
+        gradient=gradient,
+        max_steps=max_steps,
+        tol=tol,
+        select=select,
     )
 
 
-def gradients(gradient: Gradient, scale: float = 1.0, **options) -> list[Tensor]:
+def gradients(gradient: Gradient, scale: float = 1.0) -> list[Tensor]:
     """Return the gradients of a cubic loss with respect to injection and closed-over weights."""
     w = weights().requires_grad_()
     x = torch.randn(3, 6, generator=seeded(1)).double().requires_grad_()
-    loss = scale * (solve(gradient, x, w, **options).z ** 3).sum()
+    loss = scale * (solve(gradient, x, w).z ** 3).sum()
     return list(torch.autograd.grad(loss, (x, w)))
 
 
@@ -118,6 +133,7 @@ def test_the_backward_solve_reports_what_became_of_it():
         solution = solve(Implicit(max_steps=steps, tol=1e-10), x, w)
         assert solution.adjoint.result is None
         solution.z.sum().backward()
+        assert solution.adjoint.result is not None
         assert solution.adjoint.result.outcome.tolist() == [outcome] * 3
 
 
