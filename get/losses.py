@@ -9,7 +9,10 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from get.equilibrium import Gradient, Picard, Solver, jacobian_penalty
+from get.errors import InputError
 from get.models import GET, ViT
 
 PixelLoss = Literal["l1", "l2"]
@@ -21,20 +24,45 @@ class Losses(NamedTuple):
     Attributes:
         iterates: Mean loss of each iterate, first to last.
         residual: Mean relative residual of the last iteration; None for a ViT.
+        penalty: Mean Jacobian penalty |df/dz|_F^2 / d at the last state; None if not asked for.
     """
 
     iterates: Float[Tensor, " iterates"]
     residual: Float[Tensor, ""] | None
+    penalty: Float[Tensor, ""] | None = None
 
 
 class IterateLoss(nn.Module):
     """A model and its pixel loss as one module whose forward returns per-iterate losses."""
 
-    def __init__(self, model: GET | ViT, loss: PixelLoss = "l1") -> None:
-        """Wrap `model`; "l1" is the mean absolute, "l2" the mean squared difference."""
+    def __init__(
+        self,
+        model: GET | ViT,
+        loss: PixelLoss = "l1",
+        *,
+        gradient: Gradient | None = None,
+        solver: Solver = Picard(),  # noqa: B008  frozen
+        tol: float = 0.0,
+    ) -> None:
+        """Wrap `model`.
+
+        Args:
+            model: The model to train.
+            loss: "l1" is the mean absolute, "l2" the mean squared difference.
+            gradient: How a GET's solve is differentiated; None goes through every iteration, with
+                a loss on every iterate.
+            solver: Solver of `Phantom` and `Implicit`.
+            tol: Relative residual at which they stop.
+
+        Raises:
+            InputError: If a ViT is given a gradient: it solves nothing.
+        """
         super().__init__()
+        if gradient is not None and not isinstance(model, GET):
+            raise InputError(f"expected a GET for {gradient}, got a ViT; it has no fixed point")
         self.model = model
         self.loss = loss
+        self.gradient, self.solver, self.tol = gradient, solver, tol
 
     def forward(
         self,
@@ -42,6 +70,8 @@ class IterateLoss(nn.Module):
         labels: Int[Tensor, " batch"] | None,
         target: Float[Tensor, "batch channels side side"],
         z0: Float[Tensor, "batch tokens width"] | None = None,
+        penalty_draws: int = 0,
+        generator: torch.Generator | None = None,
     ) -> Losses:
         """Return the loss of every iterate against the teacher's image.
 
@@ -50,14 +80,28 @@ class IterateLoss(nn.Module):
             labels: Class indices, or None for an unconditional model.
             target: The teacher's images of that noise, in [-1, 1].
             z0: Start of the iteration, for a GET whose `z0` policy is "normal".
+            penalty_draws: Random vectors of the Jacobian penalty; 0 does not compute it.
+            generator: Source of those vectors.
         """
         if isinstance(self.model, GET):
-            images, residual = self.model.trajectory(noise, labels, z0=z0)
+            found = self.model.trajectory(
+                noise, labels, z0=z0, gradient=self.gradient, solver=self.solver, tol=self.tol
+            )
         else:
-            images, residual = self.model.trajectory(noise, labels)
-        difference = images - target
+            found = self.model.trajectory(noise, labels)
+        difference = found.images - target
         error = difference.abs() if self.loss == "l1" else difference.square()
-        return Losses(error.flatten(1).mean(1), residual)
+        penalty = None
+        if penalty_draws and isinstance(self.model, GET) and found.states is not None:
+            with sdpa_kernel(SDPBackend.MATH):  # the one attention that differentiates twice
+                penalty = jacobian_penalty(
+                    self.model.equilibrium_map,
+                    found.states[-1],
+                    inputs=found.inputs,
+                    draws=penalty_draws,
+                    generator=generator,
+                ).mean()
+        return Losses(error.flatten(1).mean(1), found.residual, penalty)
 
 
 def geometric_weights(count: int, decay: float) -> Float[Tensor, " iterates"]:

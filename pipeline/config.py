@@ -202,6 +202,14 @@ class TrainConfig(TrainingConfig):
         mixed_precision: bf16 is for GPUs that have it; on a CPU it is 100 times slower.
         loss: Pixel loss of each iterate.
         iterate_decay: Weight of iterate k of T is iterate_decay^(T - k).
+        gradient: "unrolled" goes through every iteration, with a loss on every iterate; "phantom"
+            and "implicit" solve first (Anderson, at most model.iterations evaluations or
+            solver_tol) and put the loss on the solution.
+        solver_tol: Relative residual at which "phantom" and "implicit" stop.
+        jacobian_weight: Weight of the Jacobian penalty |df/dz|_F^2 / d; 0 is without.
+        jacobian_probability: Share of the steps in which it is applied.
+        jacobian_draws: Random vectors it is estimated with.
+        jacobian_ramp_steps: Steps over which its weight grows from 0.
         dataloader_num_workers: Processes that read and decode; 0 reads in the training process.
         validation_steps: Validation loss and a sample grid every so many steps.
     """
@@ -216,6 +224,12 @@ class TrainConfig(TrainingConfig):
     mixed_precision: Literal["no", "bf16"] = "no"
     loss: PixelLoss = "l1"
     iterate_decay: float = 0.5
+    gradient: Literal["unrolled", "phantom", "implicit"] = "unrolled"
+    solver_tol: float = 1e-3
+    jacobian_weight: float = 0.0
+    jacobian_probability: float = 1.0
+    jacobian_draws: int = 1
+    jacobian_ramp_steps: int = 0
     dataloader_num_workers: int = 0
     validation_steps: int = 500
 

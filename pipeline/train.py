@@ -18,6 +18,7 @@ from data.pairs import Manifest, count_shards, read_manifest
 from data.reader import Batch, Order, as_floats, batches, read_shard
 from get.cost import count_macs, count_parameters
 from get.ema import EMA
+from get.equilibrium import Anderson, Implicit, Phantom, Picard
 from get.errors import InputError
 from get.images import grid, to_uint8
 from get.losses import IterateLoss, geometric_weights
@@ -31,6 +32,7 @@ from pipeline.recipes import STUDENTS
 from pipeline.run import Run, TrainState, step_seed
 
 GRID = 40  # images of the sample grid
+JACOBIAN = 2**32  # streams of (seed, step) from here on belong to the Jacobian penalty
 
 
 def main(config: TrainConfig) -> None:
@@ -66,7 +68,7 @@ def main(config: TrainConfig) -> None:
         num_training_steps=config.max_train_steps,
     )
     state = TrainState({"model": student, "ema": ema.model}, optimizer, scheduler)
-    module = accelerator.prepare(IterateLoss(student, config.loss))  # DDP where it is several
+    module = accelerator.prepare(training_module(config, student))  # DDP where it is several
     pipeline = GETPipeline(ema.model)
     pipeline.set_progress_bar_config(disable=True)
 
@@ -84,11 +86,16 @@ def main(config: TrainConfig) -> None:
             # ---- one step
             batch = next(loader).to(accelerator.device)
             z0 = random_start(student, order, step, accelerator)
+            penalty_weight = jacobian_weight(config, step)
             for part, z in split(batch, z0, config.gradient_accumulation_steps):
                 with accelerator.accumulate(module):
-                    losses = module(part.noise, part.labels, part.images, z)
+                    draws = config.jacobian_draws if penalty_weight else 0
+                    generator = penalty_generator(config, step, accelerator) if draws else None
+                    losses = module(part.noise, part.labels, part.images, z, draws, generator)
                     weights = geometric_weights(len(losses.iterates), config.iterate_decay)
                     loss = losses.iterates @ weights.to(losses.iterates)
+                    if losses.penalty is not None:
+                        loss = loss + penalty_weight * losses.penalty
                     accelerator.backward(loss)
             norm = clip_grad_norm_(trainable, config.max_grad_norm or torch.inf)
             optimizer.step()
@@ -136,6 +143,37 @@ def build_student(config: TrainConfig, manifest: Manifest) -> GET | ViT:
     if config.gradient_checkpointing:
         raise InputError("expected a GET for gradient_checkpointing, got a ViT; leave it off")
     return ViT(**common, **shape)
+
+
+def training_module(config: TrainConfig, student: GET | ViT) -> IterateLoss:
+    """Wrap the student in the objective that the config names."""
+    gradient = {
+        "unrolled": None,
+        "phantom": Phantom(steps=3, damping=1.0),
+        "implicit": Implicit(solver=Anderson(), max_steps=20, tol=config.solver_tol),
+    }[config.gradient]
+    return IterateLoss(
+        student,
+        config.loss,
+        gradient=gradient,
+        solver=Anderson() if gradient else Picard(),
+        tol=config.solver_tol if gradient else 0.0,
+    )
+
+
+def jacobian_weight(config: TrainConfig, step: int) -> float:
+    """Return the weight of the Jacobian penalty in this step; 0 in steps without."""
+    if config.jacobian_weight == 0:
+        return 0.0
+    chance = step_seed(config.seed, step, JACOBIAN) / 2**32
+    ramp = min(1.0, (step + 1) / config.jacobian_ramp_steps) if config.jacobian_ramp_steps else 1.0
+    return config.jacobian_weight * ramp if chance < config.jacobian_probability else 0.0
+
+
+def penalty_generator(config: TrainConfig, step: int, accelerator: Accelerator) -> torch.Generator:
+    """Return the source of the penalty's random vectors, its own in every process."""
+    seed = step_seed(config.seed, step, JACOBIAN + 1 + accelerator.process_index)
+    return torch.Generator(accelerator.device).manual_seed(seed)
 
 
 def random_start(

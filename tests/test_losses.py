@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from get.equilibrium import Anderson, Implicit, Phantom
+from get.errors import InputError
 from get.losses import IterateLoss, geometric_weights
 
 from .problems import normal, seeded, tiny_get, tiny_vit
@@ -37,7 +39,7 @@ def test_loss_of_each_iterate_is_the_mean_over_batch_and_pixels(loss, classes):
     labels = None if classes is None else torch.tensor([0, 3, 1])
     losses = IterateLoss(model, loss)(noise, labels, target)
     function = torch.nn.functional.l1_loss if loss == "l1" else torch.nn.functional.mse_loss
-    images, residual = model.trajectory(noise, labels)
+    images, residual, *_ = model.trajectory(noise, labels)
     assert residual is not None
     expected = torch.stack([function(image, target) for image in images])
     torch.testing.assert_close(losses.iterates, expected)
@@ -98,3 +100,42 @@ def test_gradients_of_all_iterates_agree_with_finite_differences():
         assert parameter.grad is not None
         slope = (parameter.grad * direction).sum()
         torch.testing.assert_close((above - below) / 2e-6, slope, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("gradient", [Phantom(), Implicit()])
+def test_phantom_and_implicit_put_one_loss_on_the_solution(gradient):
+    model, noise, target = tiny_get(iterations=30), normal(2), normal(2, seed=2)
+    module = IterateLoss(model, gradient=gradient, solver=Anderson(), tol=1e-4)
+    losses = module(noise, None, target)
+    assert losses.iterates.shape == (1,)
+    losses.iterates.sum().backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_a_vit_has_no_fixed_point_to_differentiate():
+    with pytest.raises(InputError, match="expected a GET"):
+        IterateLoss(tiny_vit(), gradient=Phantom())
+
+
+def test_the_jacobian_penalty_of_a_get_estimates_its_explicit_jacobian():
+    model, noise, target = tiny_get(iterations=2).double(), normal(1).double(), normal(1).double()
+    drawn = IterateLoss(model)(noise, None, target, penalty_draws=300, generator=seeded(3)).penalty
+    states, inputs = model.trajectory(noise)[2:]
+    assert states is not None
+    jacobian = torch.autograd.functional.jacobian(
+        lambda z: model.equilibrium_map(z, *inputs), states[-1].detach()
+    )
+    assert isinstance(jacobian, torch.Tensor)
+    exact = jacobian.square().sum() / states[-1].numel()
+    torch.testing.assert_close(drawn.detach(), exact, rtol=0.1, atol=0)
+
+
+def test_the_jacobian_penalty_reaches_the_equilibrium_blocks_and_off_is_absent():
+    model, noise, target = tiny_get(), normal(2), normal(2, seed=2)
+    module = IterateLoss(model)
+    assert module(noise, None, target).penalty is None
+    penalty = module(noise, None, target, penalty_draws=1, generator=seeded(3)).penalty
+    weight = model.get_parameter("equilibrium_blocks.0.attn.qkv.weight")
+    (gradient,) = torch.autograd.grad(penalty, weight)
+    assert gradient.abs().sum() > 0

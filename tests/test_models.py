@@ -81,7 +81,7 @@ def test_a_new_model_is_initialised_as_published(build):
 def test_every_iterate_is_what_a_shorter_call_returns(map, z0):
     model, noise = tiny_get(map=map, z0=z0, num_classes=10), normal(2)
     labels = torch.tensor([3, 9])
-    images, residual = model.trajectory(noise, labels, iterations=4)
+    images, residual, *_ = model.trajectory(noise, labels, iterations=4)
     for k in range(1, 5):
         torch.testing.assert_close(model(noise, labels, iterations=k), images[k - 1])
     assert residual is not None
@@ -134,7 +134,8 @@ def test_a_zero_start_is_a_tensor_of_zeros():
 
 def test_lowest_residual_returns_the_iterate_after_the_shortest_step_of_each_sample():
     model, noise = tiny_get(select="lowest_residual", map="plain").double(), normal(8).double()
-    z = model.solve(noise, None, 6, None, None, keep_iterates=True).iterates
+    z = model.trajectory(noise).states
+    assert z is not None
     tokens = model.blocks[0](model.embed(noise, None)[0])
     path = torch.stack([tokens, *z])
     best = (path[1:] - path[:-1]).flatten(2).norm(dim=2).argmin(0)

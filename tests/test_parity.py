@@ -76,8 +76,8 @@ def test_tokens_injection_and_iterates_equal_the_references(name):
         tokens = block(tokens, label)
     assert_near(tokens, record["tokens_out"])
     assert_near(model.injection(tokens), record["injection"])
-    solution = model.solve(record["noise"], labels, 6, record["z0"], None, keep_iterates=True)
-    assert_near(torch.stack(solution.iterates), record["z_iterates"])
+    states = model.trajectory(record["noise"], labels, z0=record["z0"]).states
+    assert_near(states, record["z_iterates"])
 
 
 def test_a_new_models_position_table_equals_the_references():
@@ -105,9 +105,10 @@ def test_evaluation_returns_the_references_iterate_of_least_residual(name):
     model, labels = reference_get(record, select="lowest_residual"), record.get("labels")
     with torch.no_grad():
         images = model(record["noise"], labels, z0=record["z0"])
-        path = model.solve(record["noise"], labels, 6, record["z0"], None, keep_iterates=True)
+        path = model.trajectory(record["noise"], labels, z0=record["z0"]).states
+    assert path is not None
     assert_near(images, record["eval_output"])
-    z = torch.stack([record["z0"], *path.iterates])
+    z = torch.stack([record["z0"], *path])
     steps = (z[1:] - z[:-1]).flatten(2).norm(dim=2).T
     torch.testing.assert_close(steps, record["eval_residual_trace"], rtol=1e-5, atol=1e-5)
     assert len(record["eval_nstep"].unique()) == 3  # the record shows more than "the last one"
@@ -176,14 +177,11 @@ def test_implicit_mode_equals_the_reference():
     model = reference_get(record)
 
     def decoded(gradient: Gradient) -> Tensor:
-        x, _ = model.embed(record["noise"], None)
-        for block in model.blocks:
-            x = block(x)
-        u = model.injection(x).chunk(2, dim=-1)
+        problem = model.problem(record["noise"], z0=record["z0"])
         solution = fixed_point(
             model.equilibrium_map,
-            record["z0"],
-            inputs=(x, *u),
+            problem.z0,
+            inputs=problem.inputs,
             gradient=gradient,
             max_steps=40,
         )
@@ -206,12 +204,7 @@ def test_random_weights_of_the_reference_drift_and_are_not_called_converged():
     record = golden("get_uncond")
     model = reference_get(record, iterations=400)
     with torch.no_grad():
-        x, _ = model.embed(record["noise"], None)
-        for block in model.blocks:
-            x = block(x)
-        u = model.injection(x).chunk(2, dim=-1)
-        solution = fixed_point(
-            model.equilibrium_map, record["z0"], inputs=(x, *u), max_steps=3000, tol=1e-2
-        )
+        z0, inputs = model.problem(record["noise"], z0=record["z0"])
+        solution = fixed_point(model.equilibrium_map, z0, inputs=inputs, max_steps=3000, tol=1e-2)
     assert Outcome.CONVERGED not in solution.outcome
     assert Outcome.DRIFT in solution.outcome

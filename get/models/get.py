@@ -13,12 +13,24 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from get.equilibrium import Select, Solution, Unrolled, fixed_point
+from get.equilibrium import Gradient, Picard, Select, Solution, Solver, Unrolled, fixed_point
 from get.errors import InputError
 from get.models.layers import Block, Decode, Embed, check_call, check_shape, initialise
 
 Start = Literal["injection", "zeros", "normal"]
 Map = Literal["anchored", "plain"]
+
+
+class Problem(NamedTuple):
+    """A fixed-point problem z = equilibrium_map(z, *inputs).
+
+    Attributes:
+        z0: Where the iteration starts.
+        inputs: The injected features and their projections, one an equilibrium block.
+    """
+
+    z0: Float[Tensor, "batch tokens width"]
+    inputs: tuple[Tensor, ...]
 
 
 class Trajectory(NamedTuple):
@@ -27,10 +39,14 @@ class Trajectory(NamedTuple):
     Attributes:
         images: The decoded iterates z_1 .. z_T; T is 1 for a ViT.
         residual: Mean relative residual of the last step; None for a ViT.
+        states: The iterates themselves; None for a ViT.
+        inputs: The inputs of the fixed-point problem; empty for a ViT.
     """
 
     images: Float[Tensor, "iterates batch channels side side"]
     residual: Float[Tensor, ""] | None
+    states: Float[Tensor, "iterates batch tokens width"] | None = None
+    inputs: tuple[Tensor, ...] = ()
 
 
 class GET(ModelMixin, ConfigMixin):
@@ -138,12 +154,39 @@ class GET(ModelMixin, ConfigMixin):
         iterations: int | None = None,
         z0: Float[Tensor, "batch tokens width"] | None = None,
         generator: torch.Generator | None = None,
+        gradient: Gradient | None = None,
+        solver: Solver = Picard(),  # noqa: B008  frozen
+        tol: float = 0.0,
     ) -> Trajectory:
-        """Make the images of all iterates; arguments and errors as in `forward`."""
-        solution = self.solve(noise, labels, iterations, z0, generator, keep_iterates=True)
-        z = torch.stack(solution.iterates)
-        images = self.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        return Trajectory(images, solution.residual.mean())
+        """Make the images that training looks at; further arguments and errors as in `forward`.
+
+        Args:
+            noise: Unit normal noise.
+            labels: Class indices; None exactly if the model is unconditional.
+            iterations: Evaluations of the equilibrium blocks at most; None takes the config's.
+            z0: Start of the iteration; None follows the config's policy.
+            generator: Draws the start where the policy is "normal" and `z0` is None.
+            gradient: None goes through every iteration and returns every iterate's image;
+                `Phantom` and `Implicit` return the image of the solution alone.
+            solver: Solver of `Phantom` and `Implicit`.
+            tol: Relative residual at which they stop.
+        """
+        problem = self.problem(noise, labels, z0, generator)
+        steps = self.iterations if iterations is None else iterations
+        solution = fixed_point(
+            self.equilibrium_map,
+            problem.z0,
+            inputs=problem.inputs,
+            solver=solver,
+            gradient=gradient or Unrolled(checkpoint=self.gradient_checkpointing),
+            max_steps=steps,
+            tol=tol,
+            select="best" if gradient else "last",
+            keep_iterates=gradient is None,
+        )
+        states = torch.stack(solution.iterates or (solution.z,))
+        images = self.decode(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+        return Trajectory(images, solution.residual.mean(), states, problem.inputs)
 
     def solve(
         self,
@@ -152,9 +195,30 @@ class GET(ModelMixin, ConfigMixin):
         iterations: int | None,
         z0: Tensor | None,
         generator: torch.Generator | None,
-        keep_iterates: bool = False,
     ) -> Solution:
         """Run the injection blocks once and iterate the equilibrium map; no decoding."""
+        problem = self.problem(noise, labels, z0, generator)
+        return fixed_point(
+            self.equilibrium_map,
+            problem.z0,
+            inputs=problem.inputs,
+            gradient=Unrolled(checkpoint=self.gradient_checkpointing),
+            max_steps=self.iterations if iterations is None else iterations,
+            select=self.select,
+        )
+
+    def problem(
+        self,
+        noise: Float[Tensor, "batch channels side side"],
+        labels: Int[Tensor, " batch"] | None = None,
+        z0: Float[Tensor, "batch tokens width"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Problem:
+        """Return what is to be solved for this noise: all that does not change in the iteration.
+
+        `fixed_point(model.equilibrium_map, problem.z0, inputs=problem.inputs, ...)` solves it,
+        and `model.decode` makes images of the state found.
+        """
         check_call(noise, labels, self.channels, self.image_size, self.num_classes)
         x, label = self.embed(noise, labels)
         for block in self.blocks:
@@ -164,15 +228,7 @@ class GET(ModelMixin, ConfigMixin):
         u = self.injection(x).chunk(len(self.equilibrium_blocks), dim=-1)
         if label is not None:
             u = [u_i + label for u_i in u]
-        return fixed_point(
-            self.equilibrium_map,
-            self._start(x, generator) if z0 is None else z0,
-            inputs=(x, *u),
-            gradient=Unrolled(checkpoint=self.gradient_checkpointing),
-            max_steps=self.iterations if iterations is None else iterations,
-            select=self.select,
-            keep_iterates=keep_iterates,
-        )
+        return Problem(self._start(x, generator) if z0 is None else z0, (x, *u))
 
     def equilibrium_map(self, z: Tensor, x: Tensor, *u: Tensor) -> Tensor:
         """Return f(z): the map whose fixed point is decoded; x and u are the injections."""
