@@ -7,7 +7,7 @@ from pathlib import Path
 
 from get.errors import InputError
 from pipeline.provenance import provenance
-from pipeline.run import Run, read_json, write_json
+from pipeline.run import Run, new_file, read_json, write_json
 
 
 def write_card(run: Run, title: str, description: str, figures: dict[str, float]) -> None:
@@ -30,7 +30,6 @@ def write_card(run: Run, title: str, description: str, figures: dict[str, float]
         "sha256": {name: _hash(run.path / name) for name in run.published()},
         **(origin := provenance()),
     }
-    write_json(run.path / "card.json", card)
     table = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in figures.items())
     text = f"""---
 license: apache-2.0
@@ -51,7 +50,9 @@ Seed {card["seed"]}, {card["steps"]} steps of {card["global_batch_size"]} in \
 |---|---|
 {table}
 """
-    (run.path / "README.md").write_text(text)
+    with new_file(run.path / "README.md") as temporary:
+        temporary.write_text(text)
+    write_json(run.path / "card.json", card)  # last: where it is, nothing is missing
 
 
 def check_card(folder: Path) -> dict:

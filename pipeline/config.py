@@ -308,6 +308,32 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig:
+    """Look at a trained GET as an equilibrium.
+
+    Attributes:
+        model: A run, one of its checkpoints, or any folder with `model_index.json`.
+        output_dir: Where diagnosis.json and diagnosis.png go.
+        num_images: Samples.
+        seed: With an index it names a sample's noise and label.
+        iterations: Iterations followed, and evaluations a solver may spend.
+        tol: Relative residual that counts as converged.
+    """
+
+    model: Path
+    output_dir: Path
+    num_images: int = 256
+    seed: int = 0
+    iterations: int = 100
+    tol: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot mean anything."""
+        _positive(num_images=self.num_images, iterations=self.iterations, tol=self.tol)
+        _unsigned(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     """Put the measurements of a recipe into one table and one picture.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from data.teachers import SHIPPED
 from pipeline.config import (
     ClassifierConfig,
+    DiagnoseConfig,
     EvaluateConfig,
     GETModel,
     PairsConfig,
@@ -143,6 +144,10 @@ PAIRS = {name: recipe.pairs for name, recipe in RECIPES.items()}
 STUDENTS = {name: c for recipe in RECIPES.values() for name, c in recipe.students.items()}
 SAMPLES = {name: recipe.sample for name, recipe in RECIPES.items()}
 EVALUATIONS = {name: recipe.evaluate for name, recipe in RECIPES.items()}
+DIAGNOSES = {
+    name: DiagnoseConfig(model=recipe.sample.model, output_dir=recipe.sample.model / "diagnosis")
+    for name, recipe in RECIPES.items()
+}
 REPORTS = {
     name: ReportConfig(recipe=name, evaluation=recipe.evaluate.output_dir)
     for name, recipe in RECIPES.items()

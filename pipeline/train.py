@@ -29,7 +29,7 @@ from get.sampling import generate
 from pipeline import cli
 from pipeline.config import GETModel, TrainConfig
 from pipeline.recipes import STUDENTS
-from pipeline.run import Run, TrainState, step_seed
+from pipeline.run import Run, TrainState, new_file, step_seed
 
 GRID = 40  # images of the sample grid
 JACOBIAN = 2**32  # streams of (seed, step) from here on belong to the Jacobian penalty
@@ -229,10 +229,9 @@ def validate(
         noise, _ = draw(config.seed, range(GRID), manifest.image_shape)
         labels = torch.arange(GRID) % manifest.num_classes if manifest.num_classes else None
         made = generate(model, noise, labels, seed=config.seed, indices=range(GRID))
-        folder = run.path / "samples"
-        folder.mkdir(exist_ok=True)
         picture = grid(to_uint8(made), columns=10, scale=max(1, 64 // made.shape[-1]))
-        picture.save(folder / f"step-{step + 1:06d}.png")
+        with new_file(run.path / "samples" / f"step-{step + 1:06d}.png") as temporary:
+            picture.save(temporary, format="png")
 
 
 def header(config: TrainConfig, student: GET | ViT, order: Order, processes: int) -> str:
