@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One command for everything: set up an environment, run every stage of a recipe, or run the checks.
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
@@ -36,7 +37,10 @@ while [[ $# -gt 0 ]]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
         --num_processes) need "$@"; processes=$2; shift 2 ;;
-        --output_dir) need "$@"; output=$2; shift 2 ;;
+        --output_dir)
+            need "$@"; output=$2; shift 2
+            # relative to where the caller stands, not to the repository
+            [[ $output == /* || $caller == "$PWD" ]] || output=$caller/$output ;;
         --retrain_teacher) retrain=1; shift ;;
         --slow) slow=1; shift ;;
         *)

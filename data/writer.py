@@ -104,7 +104,7 @@ def write_shard(
             )
             images = teacher(noise, labels).cpu()
             if not torch.isfinite(images).all():
-                raise ValueError(
+                raise InputError(
                     f"expected finite images, got inf or nan among indices {indices[0]} to "
                     f"{indices[-1]}; the teacher diverges"
                 )

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from get.errors import InputError
+from pipeline.files import new_file, read_json, write_json
 from pipeline.provenance import provenance
-from pipeline.run import Run, new_file, read_json, write_json
+from pipeline.run import Run
 
 
 def write_card(run: Run, title: str, description: str, figures: dict[str, float]) -> None:

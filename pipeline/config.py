@@ -203,7 +203,7 @@ class TrainConfig(TrainingConfig):
         loss: Pixel loss of each iterate.
         iterate_decay: Weight of iterate k of T is iterate_decay^(T - k).
         gradient: "unrolled" goes through every iteration, with a loss on every iterate; "phantom"
-            and "implicit" solve first (Anderson, at most model.iterations evaluations or
+            and "implicit" solve first (Broyden, at most model.iterations evaluations or
             solver_tol) and put the loss on the solution.
         solver_tol: Relative residual at which "phantom" and "implicit" stop.
         jacobian_weight: Weight of the Jacobian penalty |df/dz|_F^2 / d; 0 is without.

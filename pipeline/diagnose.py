@@ -17,9 +17,9 @@ from get.models import GET
 from get.noise import draw, draw_start
 from pipeline import cli
 from pipeline.config import DiagnoseConfig
+from pipeline.files import new_file, write_json
 from pipeline.provenance import provenance
 from pipeline.recipes import DIAGNOSES
-from pipeline.run import new_file, write_json
 from pipeline.students import load_student, weights_hash
 
 SOLVERS = {"picard": Picard(), "anderson": Anderson(), "broyden": Broyden()}

@@ -26,9 +26,9 @@ from get.models.classifier import Classifier
 from get.sampling import generate
 from pipeline import cli
 from pipeline.config import EvaluateConfig
+from pipeline.files import new_file, read_json, write_json
 from pipeline.provenance import provenance
 from pipeline.recipes import EVALUATIONS
-from pipeline.run import new_file, read_json, write_json
 from pipeline.students import load_student, weights_hash
 
 SHOWN = 3  # images a class in the picture

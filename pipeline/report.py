@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from get.errors import InputError
 from pipeline import cli
 from pipeline.config import ReportConfig
+from pipeline.files import new_file, read_json
 from pipeline.recipes import REPORTS
-from pipeline.run import new_file, read_json
 
 ORDER = ("teacher", "GET", "ViT")
 COLUMNS = (

@@ -14,14 +14,12 @@ Nothing that trains here draws from a global random stream: every step is a func
 import fcntl
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -36,6 +34,7 @@ from tqdm import tqdm
 from get.errors import InputError
 from pipeline import cli
 from pipeline.config import TrainingConfig
+from pipeline.files import new_file, new_folder, read_json, write_json
 from pipeline.provenance import provenance
 
 # Settings that change neither what is computed nor in which order; a run may go on without them.
@@ -335,63 +334,6 @@ def _checkpoints(path: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first; torn ones have another name."""
     found = [p for p in path.glob("checkpoints/checkpoint-*") if p.name[11:].isdigit()]
     return sorted(found, key=lambda p: int(p.name[11:]))
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that appears under its name, by rename, once it is whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    for entry in (*temporary.rglob("*"), temporary):
-        _sync(entry)
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
-    _sync(path.parent)
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; the file appears under its name, by rename, once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one."""
-    with new_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        InputError: If the file is missing or no JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"expected JSON in {path}, got {type(error).__name__}") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _empty(path: Path) -> None:

@@ -16,8 +16,8 @@ from get.noise import draw
 from get.sampling import generate
 from pipeline import cli
 from pipeline.config import SampleConfig
+from pipeline.files import new_file, read_json, write_json
 from pipeline.recipes import SAMPLES
-from pipeline.run import new_file, read_json, write_json
 from pipeline.students import load_student, weights_hash
 
 GRID = 100  # images of the grid at most

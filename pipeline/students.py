@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from get.errors import InputError
 from get.models import GET, ViT
 from get.pipeline_get import GETPipeline
-from pipeline.run import read_json
+from pipeline.files import read_json
 
 
 def load_student(folder: Path, device: torch.device) -> GET | ViT:

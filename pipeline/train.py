@@ -18,7 +18,7 @@ from data.pairs import Manifest, count_shards, read_manifest
 from data.reader import Batch, Order, as_floats, batches, read_shard
 from get.cost import count_macs, count_parameters
 from get.ema import EMA
-from get.equilibrium import Anderson, Implicit, Phantom, Picard
+from get.equilibrium import Broyden, Implicit, Phantom, Picard
 from get.errors import InputError
 from get.images import grid, to_uint8
 from get.losses import IterateLoss, geometric_weights
@@ -28,8 +28,9 @@ from get.pipeline_get import GETPipeline
 from get.sampling import generate
 from pipeline import cli
 from pipeline.config import GETModel, TrainConfig
+from pipeline.files import new_file
 from pipeline.recipes import STUDENTS
-from pipeline.run import Run, TrainState, new_file, step_seed
+from pipeline.run import Run, TrainState, finished, step_seed
 
 GRID = 40  # images of the sample grid
 JACOBIAN = 2**32  # streams of (seed, step) from here on belong to the Jacobian penalty
@@ -74,7 +75,8 @@ def main(config: TrainConfig) -> None:
 
     with Run(config, accelerator, data={**asdict(manifest), "shards": order.shards}) as run:
         start = run.restore(state)
-        run.say(header(config, student, order, accelerator.num_processes))
+        if not finished(run.path):
+            run.say(header(config, student, order, accelerator.num_processes))
         loader = batches(
             order,
             rank=accelerator.process_index,
@@ -86,7 +88,7 @@ def main(config: TrainConfig) -> None:
             # ---- one step
             batch = next(loader).to(accelerator.device)
             z0 = random_start(student, order, step, accelerator)
-            penalty_weight = jacobian_weight(config, step)
+            penalty_weight, parts = jacobian_weight(config, step), []
             for part, z in split(batch, z0, config.gradient_accumulation_steps):
                 with accelerator.accumulate(module):
                     draws = config.jacobian_draws if penalty_weight else 0
@@ -97,14 +99,15 @@ def main(config: TrainConfig) -> None:
                     if losses.penalty is not None:
                         loss = loss + penalty_weight * losses.penalty
                     accelerator.backward(loss)
+                    residual = {} if losses.residual is None else {"residual": losses.residual}
+                    parts.append({"loss": losses.iterates[-1], "total": loss, **residual})
             norm = clip_grad_norm_(trainable, config.max_grad_norm or torch.inf)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
             ema.update(student)
             # ---- the step is done
-            residual = {} if losses.residual is None else {"residual": losses.residual}
-            run.record(step, loss=losses.iterates[-1], total=loss, grad_norm=norm, **residual)
+            run.record(step, **mean(parts), grad_norm=norm)
             done = step + 1
             if done % config.validation_steps == 0 or done == config.max_train_steps:
                 if accelerator.is_main_process:
@@ -150,13 +153,13 @@ def training_module(config: TrainConfig, student: GET | ViT) -> IterateLoss:
     gradient = {
         "unrolled": None,
         "phantom": Phantom(steps=3, damping=1.0),
-        "implicit": Implicit(solver=Anderson(), max_steps=20, tol=config.solver_tol),
+        "implicit": Implicit(solver=Broyden(), max_steps=20, tol=config.solver_tol),
     }[config.gradient]
     return IterateLoss(
         student,
         config.loss,
         gradient=gradient,
-        solver=Anderson() if gradient else Picard(),
+        solver=Broyden() if gradient else Picard(),
         tol=config.solver_tol if gradient else 0.0,
     )
 
@@ -205,6 +208,11 @@ def split(batch: Batch, z0: Tensor | None, parts: int) -> Iterator[tuple[Batch, 
         labels = None if batch.labels is None else batch.labels[at]
         part = Batch(batch.noise[at], batch.images[at], labels)
         yield part, None if z0 is None else z0[at]
+
+
+def mean(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of every figure over the micro-steps."""
+    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
 
 @torch.no_grad()

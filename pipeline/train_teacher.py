@@ -23,8 +23,9 @@ from get.noise import draw
 from pipeline import cli
 from pipeline.card import check_card, write_card
 from pipeline.config import TeacherConfig
+from pipeline.files import write_json
 from pipeline.recipes import TEACHERS
-from pipeline.run import Run, TrainState, step_seed, write_json
+from pipeline.run import Run, TrainState, step_seed
 
 
 def main(config: TeacherConfig) -> None:

@@ -19,18 +19,9 @@ from torch import nn
 from get.errors import InputError
 from pipeline.cli import Failed
 from pipeline.config import EvaluateConfig, PairsConfig, SampleConfig, TrainConfig, TrainingConfig
-from pipeline.run import (
-    Run,
-    TrainState,
-    finished,
-    latest,
-    new_file,
-    new_folder,
-    read_json,
-    step_seed,
-    write_json,
-)
-from pipeline.train import check_batch
+from pipeline.files import new_file, new_folder, read_json, write_json
+from pipeline.run import Run, TrainState, finished, latest, step_seed
+from pipeline.train import check_batch, jacobian_weight
 
 
 def config(folder: Path, **changes) -> TrainingConfig:
@@ -338,3 +329,14 @@ def test_the_global_batch_is_divided_or_the_sum_is_told():
         check_batch(each, processes=3)
     with pytest.raises(InputError, match="got train_batch_size 32"):
         check_batch(replace(each, train_batch_size=32), processes=4)
+
+
+def test_the_jacobian_penalty_is_applied_with_its_probability_and_ramp(tmp_path):
+    off = TrainConfig(output_dir=tmp_path, pairs=tmp_path)
+    assert {jacobian_weight(off, step) for step in range(100)} == {0.0}
+    some = replace(off, jacobian_weight=2.0, jacobian_probability=0.3)
+    weights = [jacobian_weight(some, step) for step in range(2000)]
+    assert set(weights) == {0.0, 2.0}
+    assert 0.26 < sum(w > 0 for w in weights) / 2000 < 0.34
+    ramped = replace(off, jacobian_weight=2.0, jacobian_ramp_steps=10)
+    assert [jacobian_weight(ramped, step) for step in (0, 4, 9, 50)] == [0.2, 1.0, 2.0, 2.0]

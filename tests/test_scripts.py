@@ -39,6 +39,7 @@ TABLES = {
     "train": recipes.STUDENTS,
     "sample": recipes.SAMPLES,
     "evaluate": recipes.EVALUATIONS,
+    "diagnose": recipes.DIAGNOSES,
     "report": recipes.REPORTS,
 }
 WEIGHTS = "model/diffusion_pytorch_model.safetensors"
