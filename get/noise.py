@@ -71,3 +71,8 @@ def draw_start(
     count = math.prod(shape)
     rows = [_normal(_stream(seed, index, START), count) for index in indices]
     return torch.from_numpy(np.stack(rows)).view(-1, *shape)
+
+
+def step_seed(seed: int, step: int, stream: int = 0) -> int:
+    """Return 32 bits (torch's CPU generator ignores more) for the draws of one step."""
+    return int(_stream(seed, step, stream).random_raw()) >> 32

@@ -64,12 +64,22 @@ class Signals:
         sys.exit(128 + number)
 
 
-def run(main: Callable[[Config], None], table: Mapping[str, Config]) -> None:
-    """Parse `SCRIPT RECIPE --flag value`, call `main` with the config, turn errors into codes."""
+def run(
+    main: Callable[[Config], None], table: Mapping[str, Config], default: str | None = None
+) -> None:
+    """Parse `SCRIPT RECIPE --flag value`, call `main` with the config, turn errors into codes.
+
+    Args:
+        main: The script's work.
+        table: Its recipes.
+        default: The recipe that flags alone start from, for scripts where a recipe says little.
+    """
     disable_progress_bar()  # diffusers shows one for every file it loads
     name = os.path.splitext(os.path.basename(sys.argv[0]))[0]  # noqa: PTH119, PTH122
     try:
-        main(_parse(table, sys.argv[1:]))
+        arguments = sys.argv[1:]
+        flags_alone = arguments and arguments[0].startswith("--") and arguments[0] != "--help"
+        main(_parse(table, [default, *arguments] if default and flags_alone else arguments))
     except InputError as error:
         _end(name, str(error), 2)
     except Failed as error:

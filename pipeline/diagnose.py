@@ -128,4 +128,4 @@ def plot(config: DiagnoseConfig, diagnosis: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, DIAGNOSES)
+    cli.run(main, DIAGNOSES, default="digits")

@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
@@ -310,13 +309,6 @@ class Run:
             self.path / "finished.json",
             {"steps": self.config.max_train_steps, "seconds": self.seconds},
         )
-
-
-def step_seed(seed: int, step: int, stream: int = 0) -> int:
-    """Return 32 bits (torch's CPU generator ignores more) for the draws of one step."""
-    # An array of one type: numpy makes float64 of a list whose entries need different integers.
-    key = np.array([seed, step], dtype=np.uint64)
-    return int(np.random.Philox(key=key, counter=[0, 0, 0, stream]).random_raw()) >> 32
 
 
 def finished(path: Path) -> bool:

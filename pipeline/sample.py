@@ -113,4 +113,4 @@ def write_grid(config: SampleConfig) -> Path:
 
 
 if __name__ == "__main__":
-    cli.run(main, SAMPLES)
+    cli.run(main, SAMPLES, default="digits")

@@ -23,14 +23,14 @@ from get.errors import InputError
 from get.images import grid, to_uint8
 from get.losses import IterateLoss, geometric_weights
 from get.models import GET, ViT
-from get.noise import draw
+from get.noise import draw, step_seed
 from get.pipeline_get import GETPipeline
 from get.sampling import generate
 from pipeline import cli
 from pipeline.config import GETModel, TrainConfig
 from pipeline.files import new_file
 from pipeline.recipes import STUDENTS
-from pipeline.run import Run, TrainState, finished, step_seed
+from pipeline.run import Run, TrainState, finished
 
 GRID = 40  # images of the sample grid
 JACOBIAN = 2**32  # streams of (seed, step) from here on belong to the Jacobian penalty

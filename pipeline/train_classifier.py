@@ -17,11 +17,12 @@ from get.cost import count_parameters
 from get.ema import EMA
 from get.errors import InputError
 from get.models.classifier import Classifier
+from get.noise import step_seed
 from pipeline import cli
 from pipeline.card import write_card
 from pipeline.config import ClassifierConfig
 from pipeline.recipes import CLASSIFIERS
-from pipeline.run import Run, TrainState, step_seed
+from pipeline.run import Run, TrainState
 
 NOISE = 0.1  # standard deviation of the noise added to training images
 

@@ -19,13 +19,13 @@ from data.teachers import DiffusersTeacher, Sampler, edm_loss
 from get.cost import count_parameters
 from get.ema import EMA
 from get.errors import InputError
-from get.noise import draw
+from get.noise import draw, step_seed
 from pipeline import cli
 from pipeline.card import check_card, write_card
 from pipeline.config import TeacherConfig
 from pipeline.files import write_json
 from pipeline.recipes import TEACHERS
-from pipeline.run import Run, TrainState, step_seed
+from pipeline.run import Run, TrainState
 
 
 def main(config: TeacherConfig) -> None:

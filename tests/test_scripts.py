@@ -238,8 +238,9 @@ def test_sample_makes_the_same_images_in_any_company(tmp_path, here):
         assert len(files) == 20
         return torch.stack([from_pil(Image.open(p)) for p in files]).int()
 
-    common = "smoke", "--model", tmp_path / "m", "--num_images", 20, "--output_dir"
-    whole(end(start(*module("sample", *common, tmp_path / "a", "--batch_size", 7))))
+    flags = "--model", tmp_path / "m", "--num_images", 20, "--output_dir"
+    whole(end(start(*module("sample", *flags, tmp_path / "a", "--batch_size", 7))))  # no recipe
+    common = "smoke", *flags
     for name, size in (("b", 1), ("c", 64)):
         whole(here("sample", *common, tmp_path / name, "--batch_size", size))
     first = whole(here("sample", *common, tmp_path / "d", RANK="1", WORLD_SIZE="2"))
