@@ -8,7 +8,14 @@ from get.equilibrium import Anderson, Broyden, Outcome, Phantom, Picard, Unrolle
 
 from .problems import as_users_run_it as as_users_run_it
 
-SOLVERS = [Picard(), Picard(damping=0.7), Anderson(), Anderson(memory=2), Broyden()]
+SOLVERS = [
+    Picard(),
+    Picard(damping=0.7),
+    Anderson(),
+    Anderson(memory=2),
+    Anderson(restart=False),
+    Broyden(),
+]
 SOLVERS += [Broyden(memory=4)]
 
 
@@ -39,6 +46,21 @@ def test_every_solver_finds_the_solution_of_a_linear_system(solver):
     torch.testing.assert_close(solution.z, answer, rtol=1e-8, atol=1e-8)
 
 
+def test_anderson_that_restarts_needs_no_more_than_plain_iteration_on_a_rough_map():
+    """Slopes of either sign that change with z: the textbook method wanders about there."""
+    x, a, _ = mixed_batch((1.3,) * 8)
+
+    def rough(z, x, a):
+        return torch.sin(2 * linear(z, x, a)) / 2.6
+
+    def evaluations(solver):
+        return fixed_point(
+            rough, x, inputs=(x, a), solver=solver, max_steps=300, tol=1e-8
+        ).evaluations.double()
+
+    assert evaluations(Anderson()).mean() <= evaluations(Picard()).mean()
+
+
 def test_broyden_ends_within_twice_the_dimension_of_a_linear_map():
     dimension = 8
     x, a, answer = mixed_batch((0.95,), dimension)
@@ -55,7 +77,7 @@ def test_anderson_and_broyden_find_a_repelling_fixed_point_that_picard_leaves():
     answer = torch.linalg.solve(torch.eye(6).double() - inputs[1], x[:, :, None])[:, :, 0]
     picard = fixed_point(linear, z0, inputs=inputs, max_steps=200, tol=1e-10)
     assert picard.outcome.tolist() == [Outcome.MAX_STEPS]
-    for solver in (Anderson(memory=8), Broyden()):
+    for solver in (Anderson(memory=8, restart=False), Broyden()):
         solution = fixed_point(linear, z0, inputs=inputs, solver=solver, max_steps=99, tol=1e-10)
         torch.testing.assert_close(solution.z, answer, rtol=1e-7, atol=1e-7)
 
