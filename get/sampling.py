@@ -43,8 +43,15 @@ def generate(
         if iterations is not None:
             raise InputError("expected no iterations, got some; a ViT has none")
         return model(noise, labels).float().cpu()
-    z0 = None
-    if model.z0 == "normal":
-        tokens = (model.image_size // model.patch_size) ** 2
-        z0 = draw_start(seed, indices, (tokens, model.width)).to(model.device)
+    z0 = random_start(model, seed, indices)
     return model(noise, labels, iterations=iterations, z0=z0).float().cpu()
+
+
+def random_start(
+    model: GET, seed: int, indices: Sequence[int]
+) -> Float[Tensor, "batch tokens width"] | None:
+    """Return the start of the iteration of samples (seed, index); None if it is not random."""
+    if model.z0 != "normal":
+        return None
+    tokens = (model.image_size // model.patch_size) ** 2
+    return draw_start(seed, indices, (tokens, model.width)).to(model.device)

@@ -14,7 +14,8 @@ from torch import Tensor
 from get.equilibrium import Anderson, Broyden, Outcome, Picard, fixed_point, spectral_radius
 from get.errors import InputError
 from get.models import GET
-from get.noise import draw, draw_start
+from get.noise import draw
+from get.sampling import random_start
 from pipeline import cli
 from pipeline.config import DiagnoseConfig
 from pipeline.files import new_file, write_json
@@ -33,10 +34,7 @@ def main(config: DiagnoseConfig) -> None:
     indices = range(config.num_images)
     shape = (model.channels, model.image_size, model.image_size)
     noise, labels = draw(config.seed, indices, shape, model.num_classes)
-    z0 = None
-    if model.z0 == "normal":
-        tokens = (model.image_size // model.patch_size) ** 2
-        z0 = draw_start(config.seed, indices, (tokens, model.width)).to(model.device)
+    z0 = random_start(model, config.seed, indices)
     with torch.no_grad():
         problem = model.problem(
             noise.to(model.device), None if labels is None else labels.to(model.device), z0

@@ -98,7 +98,6 @@ class Evaluation:
     held_out: Shard
     first_index: int
     reference: Reference
-    device: torch.device
 
     def of(self, weights: str) -> dict[str, object]:
         """Return what a measurement measures; while that stands it is not made again."""
@@ -120,7 +119,7 @@ def main(config: EvaluateConfig) -> None:
     manifest = read_manifest(config.pairs)
     held_out, first_index = read_held_out(config, manifest)
     reference = Reference(config, manifest.image_shape, device)
-    evaluation = Evaluation(config, manifest, held_out, first_index, reference, device)
+    evaluation = Evaluation(config, manifest, held_out, first_index, reference)
     teacher = DiffusersTeacher(config.teacher, Sampler(**manifest.sampler), device)
     if teacher.fingerprint != manifest.teacher:
         raise InputError(
