@@ -1,10 +1,14 @@
-"""What a model costs: parameters, multiply-accumulates, images per second."""
+"""What a model costs: parameters, multiply-accumulates, bytes, images per second."""
 
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -43,3 +47,45 @@ def images_per_second(call: Callable[[], object], images: int, seconds: float = 
         took = time.perf_counter() - began
         best, spent, calls = min(best, took), spent + took, calls + 1
     return images / best
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made while it is active, exactly and on any device.
+
+    A storage counts once, from the operation that makes it until its last tensor is gone, forward
+    and backward pass alike; what a kernel uses inside itself does not. Deterministic, unlike the
+    resident memory of a process.
+
+    Attributes:
+        now: Bytes alive.
+        peak: The most bytes that were alive at once.
+    """
+
+    def __init__(self) -> None:
+        """Nothing counted yet."""
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operation and count the storages it has made."""
+        known = {storage._cdata for storage in _storages((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            key, size = storage._cdata, storage.nbytes()
+            if key not in known and key not in self._seen:
+                self._seen.add(key)
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, key, size)
+        return result
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def _storages(tree: object) -> Iterator[torch.UntypedStorage]:
+    return (x.untyped_storage() for x in tree_iter(tree) if isinstance(x, Tensor))

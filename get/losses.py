@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from get.equilibrium import Gradient, Picard, Solver, jacobian_penalty
+from get.equilibrium import jacobian_penalty
 from get.errors import InputError
-from get.models import GET, ViT
+from get.models import GET, Equilibrium, ViT
 
 PixelLoss = Literal["l1", "l2"]
 
@@ -23,7 +23,7 @@ class Losses(NamedTuple):
 
     Attributes:
         iterates: Mean loss of each iterate, first to last.
-        residual: Mean relative residual of the last iteration; None for a ViT.
+        residual: Mean relative residual of the last state; None for a ViT.
         penalty: Mean Jacobian penalty |df/dz|_F^2 / d at the last state; None if not asked for.
     """
 
@@ -40,29 +40,27 @@ class IterateLoss(nn.Module):
         model: GET | ViT,
         loss: PixelLoss = "l1",
         *,
-        gradient: Gradient | None = None,
-        solver: Solver = Picard(),  # noqa: B008  frozen
-        tol: float = 0.0,
+        iterations: int | None = None,
+        equilibrium: Equilibrium | None = None,
     ) -> None:
         """Wrap `model`.
 
         Args:
             model: The model to train.
             loss: "l1" is the mean absolute, "l2" the mean squared difference.
-            gradient: How a GET's solve is differentiated; None goes through every iteration, with
-                a loss on every iterate.
-            solver: Solver of `Phantom` and `Implicit`.
-            tol: Relative residual at which they stop.
+            iterations: Iterates of a GET with a loss each; None takes the model's number.
+            equilibrium: How a GET goes on to its converged state, which gets the last loss; None
+                ends with the last iterate.
 
         Raises:
-            InputError: If a ViT is given a gradient: it solves nothing.
+            InputError: If a ViT is given either: it solves nothing.
         """
         super().__init__()
-        if gradient is not None and not isinstance(model, GET):
-            raise InputError(f"expected a GET for {gradient}, got a ViT; it has no fixed point")
+        if not isinstance(model, GET) and (equilibrium, iterations) != (None, None):
+            raise InputError("expected a GET for an equilibrium, got a ViT; it has no fixed point")
         self.model = model
         self.loss = loss
-        self.gradient, self.solver, self.tol = gradient, solver, tol
+        self.iterations, self.equilibrium = iterations, equilibrium
 
     def forward(
         self,
@@ -85,14 +83,14 @@ class IterateLoss(nn.Module):
         """
         if isinstance(self.model, GET):
             found = self.model.trajectory(
-                noise, labels, z0=z0, gradient=self.gradient, solver=self.solver, tol=self.tol
+                noise, labels, iterations=self.iterations, z0=z0, equilibrium=self.equilibrium
             )
         else:
             found = self.model.trajectory(noise, labels)
         difference = found.images - target
         error = difference.abs() if self.loss == "l1" else difference.square()
         penalty = None
-        if penalty_draws and isinstance(self.model, GET) and found.states is not None:
+        if penalty_draws and isinstance(self.model, GET):
             with sdpa_kernel(SDPBackend.MATH):  # the one attention that differentiates twice
                 penalty = jacobian_penalty(
                     self.model.equilibrium_map,

@@ -1,5 +1,6 @@
-"""The settings of every stage: frozen, checked when made, one default in one place.
+"""The settings of what makes: frozen, checked when made, one default in one place.
 
+Those of what measures are in config_measure.py.
 `recipes.py` fills them in by name; the command line overrides single fields.
 """
 
@@ -15,13 +16,15 @@ from get.models import Map, Start
 LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 
 
-def _positive(**values: float) -> None:
+def positive(**values: float) -> None:
+    """Raise InputError unless every value is above 0."""
     for name, value in values.items():
         if value <= 0:
             raise InputError(f"expected {name} above 0, got {value}")
 
 
-def _unsigned(seed: int) -> None:
+def unsigned(seed: int) -> None:
+    """Raise InputError unless the seed fits 64 bits."""
     if not 0 <= seed < 2**64:
         raise InputError(f"expected seed from 0 to 2^64 - 1, got {seed}")
 
@@ -64,7 +67,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot mean anything."""
-        _positive(
+        positive(
             max_train_steps=self.max_train_steps,
             global_batch_size=self.global_batch_size,
             learning_rate=self.learning_rate,
@@ -72,7 +75,7 @@ class TrainingConfig:
             checkpoints_total_limit=self.checkpoints_total_limit,
             log_steps=self.log_steps,
         )
-        _unsigned(self.seed)
+        unsigned(self.seed)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"expected ema_decay in [0, 1), got {self.ema_decay}")
 
@@ -147,12 +150,12 @@ class PairsConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that do not divide."""
-        _positive(
+        positive(
             num_pairs=self.num_pairs,
             pairs_per_shard=self.pairs_per_shard,
             teacher_batch_size=self.teacher_batch_size,
         )
-        _unsigned(self.seed)
+        unsigned(self.seed)
         if self.num_pairs % self.pairs_per_shard:
             raise InputError(
                 f"expected num_pairs to be a multiple of pairs_per_shard {self.pairs_per_shard}, "
@@ -202,10 +205,14 @@ class TrainConfig(TrainingConfig):
         mixed_precision: bf16 is for GPUs that have it; on a CPU it is 100 times slower.
         loss: Pixel loss of each iterate.
         iterate_decay: Weight of iterate k of T is iterate_decay^(T - k).
-        gradient: "unrolled" goes through every iteration, with a loss on every iterate; "phantom"
-            and "implicit" solve first (Broyden, at most model.iterations evaluations or
-            solver_tol) and put the loss on the solution.
-        solver_tol: Relative residual at which "phantom" and "implicit" stop.
+        gradient: "unrolled" goes through every iteration, with a loss on every iterate. "phantom"
+            and "implicit" go on from there to the converged state without keeping anything and
+            put the last loss on that.
+        unrolled_iterations: Iterations gone through; None takes model.iterations, 0 (not for
+            "unrolled") leaves the loss on the converged state alone.
+        phantom_steps: Steps of "phantom" that carry the gradient.
+        solver_max_steps: Evaluations "phantom" and "implicit" may spend on the converged state.
+        solver_tol: Relative residual at which they stop.
         jacobian_weight: Weight of the Jacobian penalty |df/dz|_F^2 / d; 0 is without.
         jacobian_probability: Share of the steps in which it is applied.
         jacobian_draws: Random vectors it is estimated with.
@@ -225,6 +232,9 @@ class TrainConfig(TrainingConfig):
     loss: PixelLoss = "l1"
     iterate_decay: float = 0.5
     gradient: Literal["unrolled", "phantom", "implicit"] = "unrolled"
+    unrolled_iterations: int | None = None
+    phantom_steps: int = 1
+    solver_max_steps: int = 24
     solver_tol: float = 1e-3
     jacobian_weight: float = 0.0
     jacobian_probability: float = 1.0
@@ -236,7 +246,7 @@ class TrainConfig(TrainingConfig):
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         super().__post_init__()
-        _positive(
+        positive(
             streams=self.streams,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             validation_steps=self.validation_steps,
@@ -267,82 +277,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
-        _positive(num_images=self.num_images, batch_size=self.batch_size)
-        _unsigned(self.seed)
+        positive(num_images=self.num_images, batch_size=self.batch_size)
+        unsigned(self.seed)
         if self.iterations is not None:
-            _positive(iterations=self.iterations)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Compare students with their teacher and with real images.
-
-    Attributes:
-        pairs: Folder of the pairs; its held-out shards are the teacher's images, and their noise
-            is what the students are given.
-        holdout_shards: The last shards, which no student has seen.
-        runs: The students.
-        teacher: The teacher that made the pairs.
-        real_images: "digits", or an image folder.
-        feature_network: The classifier whose features are compared.
-        output_dir: One JSON a model is written here.
-        num_images: Images a model.
-        iterations: Numbers of iterations at which a GET is measured.
-        batch_size: Images at once.
-    """
-
-    pairs: Path
-    holdout_shards: int
-    runs: tuple[Path, ...]
-    teacher: Path
-    real_images: str
-    feature_network: Path
-    output_dir: Path
-    num_images: int = 5000
-    iterations: tuple[int, ...] = (1, 3, 4, 6, 12)
-    batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
-        _positive(num_images=self.num_images, batch_size=self.batch_size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiagnoseConfig:
-    """Look at a trained GET as an equilibrium.
-
-    Attributes:
-        model: A run, one of its checkpoints, or any folder with `model_index.json`.
-        output_dir: Where diagnosis.json and diagnosis.png go.
-        num_images: Samples.
-        seed: With an index it names a sample's noise and label.
-        iterations: Iterations followed, and evaluations a solver may spend.
-        tol: Relative residual that counts as converged.
-    """
-
-    model: Path
-    output_dir: Path
-    num_images: int = 256
-    seed: int = 0
-    iterations: int = 100
-    tol: float = 1e-3
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that cannot mean anything."""
-        _positive(num_images=self.num_images, iterations=self.iterations, tol=self.tol)
-        _unsigned(self.seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """Put the measurements of a recipe into one table and one picture.
-
-    Attributes:
-        recipe: Name of the recipe, for titles and marks.
-        evaluation: Folder of what evaluate.py wrote; report.md and comparison.png go there too.
-        readme: A Markdown file whose table between the marks of this recipe is renewed.
-    """
-
-    recipe: str
-    evaluation: Path
-    readme: Path | None = None
+            positive(iterations=self.iterations)

@@ -17,7 +17,7 @@ from get.models import GET
 from get.noise import draw
 from get.sampling import random_start
 from pipeline import cli
-from pipeline.config import DiagnoseConfig
+from pipeline.config_measure import DiagnoseConfig
 from pipeline.files import new_file, write_json
 from pipeline.provenance import provenance
 from pipeline.recipes import DIAGNOSES

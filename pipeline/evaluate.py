@@ -25,7 +25,7 @@ from get.models import GET, ViT
 from get.models.classifier import Classifier
 from get.sampling import generate
 from pipeline import cli
-from pipeline.config import EvaluateConfig
+from pipeline.config_measure import EvaluateConfig
 from pipeline.files import new_file, read_json, write_json
 from pipeline.provenance import provenance
 from pipeline.recipes import EVALUATIONS

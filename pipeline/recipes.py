@@ -11,15 +11,19 @@ from pathlib import Path
 from data.teachers import SHIPPED
 from pipeline.config import (
     ClassifierConfig,
-    DiagnoseConfig,
-    EvaluateConfig,
     GETModel,
     PairsConfig,
-    ReportConfig,
     SampleConfig,
     TeacherConfig,
     TrainConfig,
     ViTModel,
+)
+from pipeline.config_measure import (
+    DiagnoseConfig,
+    EvaluateConfig,
+    MemoryConfig,
+    ReportConfig,
+    SolversConfig,
 )
 
 RUNS = Path("runs")
@@ -147,6 +151,10 @@ EVALUATIONS = {name: recipe.evaluate for name, recipe in RECIPES.items()}
 DIAGNOSES = {
     name: DiagnoseConfig(model=recipe.sample.model, output_dir=recipe.sample.model / "diagnosis")
     for name, recipe in RECIPES.items()
+}
+BENCHMARKS = {
+    "memory": MemoryConfig(output_dir=RUNS / "benchmarks"),
+    "solvers": SolversConfig(output_dir=RUNS / "benchmarks"),
 }
 REPORTS = {
     name: ReportConfig(recipe=name, evaluation=recipe.evaluate.output_dir)

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from get.errors import InputError
 from pipeline import cli
-from pipeline.config import ReportConfig
+from pipeline.config_measure import ReportConfig
 from pipeline.files import new_file, read_json
 from pipeline.recipes import REPORTS
 

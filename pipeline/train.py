@@ -18,11 +18,11 @@ from data.pairs import Manifest, count_shards, read_manifest
 from data.reader import Batch, Order, as_floats, batches, read_shard
 from get.cost import count_macs, count_parameters
 from get.ema import EMA
-from get.equilibrium import Broyden, Implicit, Phantom, Picard
+from get.equilibrium import Anderson, Implicit, Phantom
 from get.errors import InputError
 from get.images import grid, to_uint8
 from get.losses import IterateLoss, geometric_weights
-from get.models import GET, ViT
+from get.models import GET, Equilibrium, ViT
 from get.noise import draw, step_seed
 from get.pipeline_get import GETPipeline
 from get.sampling import generate
@@ -150,18 +150,16 @@ def build_student(config: TrainConfig, manifest: Manifest) -> GET | ViT:
 
 def training_module(config: TrainConfig, student: GET | ViT) -> IterateLoss:
     """Wrap the student in the objective that the config names."""
-    gradient = {
-        "unrolled": None,
-        "phantom": Phantom(steps=3, damping=1.0),
-        "implicit": Implicit(solver=Broyden(), max_steps=20, tol=config.solver_tol),
-    }[config.gradient]
-    return IterateLoss(
-        student,
-        config.loss,
-        gradient=gradient,
-        solver=Broyden() if gradient else Picard(),
-        tol=config.solver_tol if gradient else 0.0,
-    )
+    equilibrium = None
+    if config.gradient != "unrolled":
+        steps, tol = config.solver_max_steps, config.solver_tol
+        gradient = {
+            "phantom": Phantom(steps=config.phantom_steps, damping=1.0),
+            "implicit": Implicit(solver=Anderson(), max_steps=steps, tol=tol),
+        }[config.gradient]
+        equilibrium = Equilibrium(gradient=gradient, solver=Anderson(), max_steps=steps, tol=tol)
+    iterations = config.unrolled_iterations
+    return IterateLoss(student, config.loss, iterations=iterations, equilibrium=equilibrium)
 
 
 def jacobian_weight(config: TrainConfig, step: int) -> float:

@@ -15,7 +15,8 @@ import torch
 
 from data.pairs import Manifest
 from pipeline import report
-from pipeline.config import ReportConfig, TrainConfig
+from pipeline.config import TrainConfig
+from pipeline.config_measure import ReportConfig
 from pipeline.recipes import STUDENTS
 from pipeline.train import build_student
 

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from get.equilibrium import Anderson, Implicit, Phantom
+from get.equilibrium import Implicit, Phantom
 from get.errors import InputError
 from get.losses import IterateLoss, geometric_weights
+from get.models import Equilibrium
 
 from .problems import normal, seeded, tiny_get, tiny_vit
 
@@ -103,26 +104,42 @@ def test_gradients_of_all_iterates_agree_with_finite_differences():
 
 
 @pytest.mark.parametrize("gradient", [Phantom(), Implicit()])
-def test_phantom_and_implicit_put_one_loss_on_the_solution(gradient):
-    model, noise, target = tiny_get(iterations=30), normal(2), normal(2, seed=2)
-    module = IterateLoss(model, gradient=gradient, solver=Anderson(), tol=1e-4)
-    losses = module(noise, None, target)
-    assert losses.iterates.shape == (1,)
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_every_supervised_sequence_ends_with_the_converged_state(gradient, iterations):
+    model, noise, target = tiny_get(), normal(2), normal(2, seed=2)
+    equilibrium = Equilibrium(gradient=gradient, max_steps=100, tol=1e-5)
+    losses = IterateLoss(model, iterations=iterations, equilibrium=equilibrium)(noise, None, target)
+    assert losses.iterates.shape == (iterations + 1,)
+    assert losses.residual is not None
+    assert losses.residual < 1e-5
+    far = (model(noise, iterations=200) - target).abs().mean()
+    torch.testing.assert_close(losses.iterates[-1], far, rtol=1e-4, atol=0)
     losses.iterates.sum().backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
+def test_no_gradient_of_the_converged_state_passes_the_iterates_before_it():
+    model, noise, target = tiny_get(), normal(2), normal(2, seed=2)
+    gradients = []
+    for iterations in (0, 3):
+        equilibrium = Equilibrium(gradient=Implicit(tol=1e-7), max_steps=100, tol=1e-7)
+        module = IterateLoss(model.double(), iterations=iterations, equilibrium=equilibrium)
+        loss = module(noise.double(), None, target.double()).iterates[-1]
+        gradients.append(torch.autograd.grad(loss, [*model.equilibrium_blocks.parameters()]))
+    for from_start, from_third in zip(*gradients, strict=True):
+        torch.testing.assert_close(from_start, from_third, rtol=1e-4, atol=1e-8)
+
+
 def test_a_vit_has_no_fixed_point_to_differentiate():
     with pytest.raises(InputError, match="expected a GET"):
-        IterateLoss(tiny_vit(), gradient=Phantom())
+        IterateLoss(tiny_vit(), equilibrium=Equilibrium(gradient=Phantom()))
 
 
 def test_the_jacobian_penalty_of_a_get_estimates_its_explicit_jacobian():
     model, noise, target = tiny_get(iterations=2).double(), normal(1).double(), normal(1).double()
     drawn = IterateLoss(model)(noise, None, target, penalty_draws=300, generator=seeded(3)).penalty
     states, inputs = model.trajectory(noise)[2:]
-    assert states is not None
     jacobian = torch.autograd.functional.jacobian(
         lambda z: model.equilibrium_map(z, *inputs), states[-1].detach()
     )

@@ -134,7 +134,7 @@ def test_a_zero_start_is_a_tensor_of_zeros():
 
 def test_lowest_residual_returns_the_iterate_after_the_shortest_step_of_each_sample():
     model, noise = tiny_get(select="lowest_residual", map="plain").double(), normal(8).double()
-    z = model.trajectory(noise).states
+    z = torch.stack(model.trajectory(noise).states)
     assert z is not None
     tokens = model.blocks[0](model.embed(noise, None)[0])
     path = torch.stack([tokens, *z])

@@ -19,7 +19,8 @@ from torch import nn
 from get.errors import InputError
 from get.noise import step_seed
 from pipeline.cli import Failed
-from pipeline.config import EvaluateConfig, PairsConfig, SampleConfig, TrainConfig, TrainingConfig
+from pipeline.config import PairsConfig, SampleConfig, TrainConfig, TrainingConfig
+from pipeline.config_measure import EvaluateConfig
 from pipeline.files import new_file, new_folder, read_json, write_json
 from pipeline.run import Run, TrainState, finished, latest
 from pipeline.train import check_batch, jacobian_weight

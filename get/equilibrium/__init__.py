@@ -6,6 +6,7 @@ from get.equilibrium.gradient import Gradient as Gradient
 from get.equilibrium.gradient import Implicit as Implicit
 from get.equilibrium.gradient import Phantom as Phantom
 from get.equilibrium.gradient import Unrolled as Unrolled
+from get.equilibrium.gradient import recomputed as recomputed
 from get.equilibrium.iterate import Outcome as Outcome
 from get.equilibrium.iterate import Select as Select
 from get.equilibrium.iterate import Solver as Solver

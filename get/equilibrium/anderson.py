@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from get.equilibrium.iterate import combine, dots, put
+
 
 @dataclass(frozen=True, kw_only=True)
 class Anderson:
@@ -12,6 +14,7 @@ class Anderson:
 
     With residuals g_i = f(z_i) - z_i of the last `memory` states, the weights a minimise
     |sum a_i g_i|^2 under sum a_i = 1, and z <- sum a_i ((1 - damping) z_i + damping f(z_i)).
+
     Attributes:
         memory: States remembered, at least 2.
         damping: Step length in (0, 1].
@@ -31,30 +34,36 @@ class Anderson:
         if self.memory < 2 or not 0 < self.damping <= 1 or self.ridge < 0:
             raise ValueError(f"expected memory >= 2, damping in (0, 1] and ridge >= 0, got {self}")
 
-    def init(self, z: Tensor) -> tuple[Tensor, ...]:
-        """Return no states, no residuals, and no marks of those that still count."""
-        empty = z.new_empty(len(z), 0, z.shape[1])
-        return empty, empty, z.new_empty(len(z), 0)
+    def init(self, z: Tensor, max_steps: int) -> tuple[Tensor, ...]:
+        """Return empty rings of targets and residuals, their Gram matrix, marks of what counts."""
+        batch, dimension = z.shape
+        memory = min(self.memory, max_steps)
+        targets, residuals = (z.new_empty(batch, memory, dimension) for _ in range(2))
+        return targets, residuals, z.new_zeros(batch, memory, memory), z.new_zeros(batch, memory)
 
     def step(
-        self, z: Tensor, fz: Tensor, state: tuple[Tensor, ...]
+        self, k: int, z: Tensor, fz: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the mixed state; the first step is a damped plain one."""
-        states, residuals, counts = (
-            torch.cat([old[:, -self.memory + 1 :], new[:, None]], dim=1)
-            for old, new in zip(state, (z, fz - z, z.new_ones(len(z))), strict=True)
-        )
-        gram = residuals @ residuals.mT
+        targets, residuals, gram, counts = state
+        memory = targets.shape[1]
+        g, here, before, known = fz - z, k % memory, (k - 1) % memory, min(k + 1, memory)
+        target = fz if self.damping == 1 else z + self.damping * g
+        targets, residuals = put(targets, here, target), put(residuals, here, g)
+        products = torch.zeros_like(counts)
+        products[:, :known] = dots(residuals[:, :known], g)
+        gram = put(put(gram, here, products), here, products, dim=2)
         squares = gram.diagonal(dim1=1, dim2=2)
-        if self.restart and squares.shape[1] > 1:
-            shrank = (squares[:, -1:] <= squares[:, -2:-1]).to(z.dtype)
-            counts = torch.cat([counts[:, :-1] * shrank, counts[:, -1:]], dim=1)
-        scale = squares.mean(1).clamp_min(torch.finfo(z.dtype).tiny)
+        if self.restart and k:
+            counts = counts * (squares[:, here] <= squares[:, before])[:, None]
+        counts = put(counts, here, torch.ones_like(counts[:, 0]))
+        scale = (squares.sum(1) / known).clamp_min(torch.finfo(z.dtype).tiny)
         both = counts[:, :, None] * counts[:, None]
-        identity = torch.eye(gram.shape[1], dtype=z.dtype, device=z.device)
-        # What no longer counts is cut out: weight 0 from the equation 1 * weight = 0.
-        gram = torch.where(both > 0, gram / scale[:, None, None] + self.ridge * identity, identity)
-        weights, _ = torch.linalg.solve_ex(gram, counts[:, :, None])
-        weights = weights / weights.sum(1, keepdim=True)
-        mixed = (weights * (states + self.damping * residuals)).sum(1)
-        return mixed, (states, residuals, counts)
+        identity = torch.eye(memory, dtype=z.dtype, device=z.device)
+        # What does not count is cut out: weight 0 from the equation 1 * weight = 0.
+        system = torch.where(
+            both > 0, gram / scale[:, None, None] + self.ridge * identity, identity
+        )
+        weights, _ = torch.linalg.solve_ex(system, counts[:, :, None])
+        weights = (weights[:, :, 0] / weights.sum(1))[:, :known]
+        return combine(weights, targets[:, :known]), (targets, residuals, gram, counts)

@@ -5,51 +5,56 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from get.equilibrium.iterate import combine, dots, put
+
 
 @dataclass(frozen=True, kw_only=True)
 class Broyden:
     """Broyden's good method (Broyden 1965; for equilibrium models Bai et al., arXiv:1909.01377).
 
-    With g(z) = f(z) - z, dz and dg the last changes, the inverse Jacobian of g is kept as
-    B = -I + U V^T and updated by B + (dz - B dg) (dz^T B) / (dz^T B dg); z <- z - B g.
+    With g(z) = f(z) - z and H the negative inverse Jacobian of g, begun at I, a step is s = H g.
+    H is never formed: it is the product of (I + s_(j+1) s_j^T / |s_j|^2) over the steps taken
+    (Kelley 1995, Iterative Methods for Linear and Nonlinear Equations, section 7.3), so a step
+    costs one stored vector, half of the usual two.
 
     Attributes:
-        memory: Rank-one updates remembered. When they are full the memory starts anew from -I:
-            dropping single updates would break those that were built on them.
+        memory: Steps remembered. When they are full the memory starts anew from I: dropping
+            single steps would break those that were built on them.
     """
 
     memory: int = 30
 
     def __post_init__(self) -> None:
-        """Refuse an empty memory."""
-        if self.memory < 1:
-            raise ValueError(f"expected memory of at least 1, got {self.memory}")
+        """Refuse a memory that cannot hold a secant."""
+        if self.memory < 2:
+            raise ValueError(f"expected memory of at least 2, got {self.memory}")
 
-    def init(self, z: Tensor) -> tuple[Tensor, ...]:
-        """Return no updates, and no step to learn from."""
-        empty = z.new_empty(len(z), 0, z.shape[1])
-        return empty, empty, torch.full_like(z, torch.nan), torch.full_like(z, torch.nan)
+    def init(self, z: Tensor, max_steps: int) -> tuple[Tensor, ...]:
+        """Return an empty memory: steps, their inner products, marks of those that count."""
+        batch, dimension = z.shape
+        memory = min(self.memory, max_steps)
+        steps = z.new_empty(batch, memory, dimension)
+        return steps, z.new_zeros(batch, memory, memory), z.new_zeros(batch, memory)
 
     def step(
-        self, z: Tensor, fz: Tensor, state: tuple[Tensor, ...]
+        self, k: int, z: Tensor, fz: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the quasi-Newton step; the first one is plain."""
-        us, vs, z_before, g_before = state
-        g = fz - z
-        if us.shape[1] == self.memory:
-            us, vs = us[:, :0], vs[:, :0]
-        dz, dg = z - z_before, g - g_before
-        inverse_dg = -dg + _apply(us, vs, dg)
-        v = -dz + _apply(vs, us, dz)  # dz^T B
-        denominator = (v * dg).sum(1, keepdim=True)
-        u = (dz - inverse_dg) / denominator
-        # No update on the first step (nan) and where the curvature vanishes.
-        usable = torch.isfinite(u).all(1, keepdim=True)
-        us = torch.cat([us, torch.where(usable, u, 0)[:, None]], dim=1)
-        vs = torch.cat([vs, torch.where(usable, v, 0)[:, None]], dim=1)
-        return z + g - _apply(us, vs, g), (us, vs, z, g)
-
-
-def _apply(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
-    """Return left (right^T x) for vectors x (batch, dimension) and stacked rows."""
-    return (left.mT @ (right @ x[:, :, None]))[:, :, 0]
+        """Return the quasi-Newton step; the first one, and one that cannot be made, are plain."""
+        steps, gram, counts = state
+        g, n = fz - z, k % steps.shape[1]
+        if n == 0:
+            s, counts = g, torch.zeros_like(counts)
+        else:
+            # c_j = s_j^T H_j g / |s_j|^2 for j < n, one after the other: a triangular system.
+            known = gram[:, :n, :n]
+            squares = known.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(z.dtype).tiny)
+            system = torch.tril(-known.roll(-1, dims=2), -1) + torch.diag_embed(squares)
+            right = (counts[:, :n] * dots(steps[:, :n], g))[:, :, None]
+            c = torch.linalg.solve_triangular(system, right, upper=False)[:, :, 0]
+            s = (g + combine(c[:, :-1], steps[:, 1:n])) / (1 - c[:, -1:])
+            usable = torch.isfinite(s).all(1, keepdim=True)
+            s, counts = torch.where(usable, s, g), counts * usable
+        steps, counts = put(steps, n, s), put(counts, n, torch.ones_like(counts[:, 0]))
+        products = torch.zeros_like(counts)
+        products[:, : n + 1] = counts[:, : n + 1] * dots(steps[:, : n + 1], s)
+        return z + s, (steps, put(gram, n, products), counts)

@@ -104,11 +104,11 @@ def implicit(
     return _Implicit.apply(image, start, mode, adjoint) if image.requires_grad else image
 
 
-def recomputed(f: Map, z: Tensor, *inputs: Tensor) -> Tensor:
-    """Return f(z, *inputs), whose inside is computed again in the backward pass."""
-    return (
-        checkpoint(f, z, *inputs, use_reentrant=False) if torch.is_grad_enabled() else f(z, *inputs)
-    )
+def recomputed(f: Callable[..., Any], *inputs: Any) -> Any:
+    """Return f(*inputs), whose inside is computed again in the backward pass; may be nested."""
+    if not torch.is_grad_enabled():
+        return f(*inputs)
+    return checkpoint(f, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class _Implicit(torch.autograd.Function):

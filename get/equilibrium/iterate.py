@@ -32,12 +32,12 @@ class Outcome(IntEnum):
 class Solver(Protocol):
     """How the next state is made from a state and its image; holds settings only."""
 
-    def init(self, z: Flat) -> SolverState:
-        """Return the state before the first step, batch first in every tensor."""
+    def init(self, z: Flat, max_steps: int) -> SolverState:
+        """Return the state before the first of at most `max_steps` steps, batch first."""
         ...
 
-    def step(self, z: Flat, fz: Flat, state: SolverState) -> tuple[Flat, SolverState]:
-        """Return the next z and the next state."""
+    def step(self, k: int, z: Flat, fz: Flat, state: SolverState) -> tuple[Flat, SolverState]:
+        """Return the next z and the next state; k counts the steps from 0."""
         ...
 
 
@@ -104,36 +104,41 @@ def iterate(
         evaluations=torch.zeros(batch, dtype=torch.int64, device=device),
         outcome=torch.full((batch,), int(Outcome.MAX_STEPS), device=device),
     )
-    state = solver.init(z0)
+    state = solver.init(z0, max_steps)
     gone: list[Rows] = []
+    everyone = torch.ones(batch, dtype=torch.bool, device=device)
     iterates: list[Tensor] = []
     lengths: list[Tensor] = []  # |f(z) - z| at every step, nan where a sample has left
     sizes: list[Tensor] = []  # |z| at every step
     trace: list[Tensor] = []
 
     def whole(values: Tensor) -> Tensor:
-        return torch.full_like(infinite, torch.nan).index_copy(0, rows.index, values)
+        return (
+            values
+            if not gone
+            else torch.full_like(infinite, torch.nan).index_copy(0, rows.index, values)
+        )
 
     for step in range(1, max_steps + 1):
         fz = f(rows.z, *inputs)
         # Without a tolerance nobody stops.
-        active = (rows.outcome == Outcome.MAX_STEPS) | (tol == 0)
+        active = rows.outcome == Outcome.MAX_STEPS if tol > 0 else everyone
         with torch.no_grad():
             length = (fz - rows.z).norm(dim=1)
             relative = length / fz.norm(dim=1).clamp_min(torch.finfo(fz.dtype).tiny)
-            lengths.append(whole(length))
-            sizes.append(whole(rows.z.norm(dim=1)))
             trace.append(whole(relative))
-            below, finite = active & (relative <= tol), torch.isfinite(relative)
-            drift = below & _drifts(lengths, sizes, step)[rows.index]
+            finite = torch.isfinite(relative)
             rows.evaluations = rows.evaluations + active
-            for where, outcome in (
-                (below, Outcome.CONVERGED),
-                (drift, Outcome.DRIFT),
-                (active & ~finite, Outcome.NON_FINITE),
-            ):
+            below = active & (relative <= tol)
+            ended = [(below, Outcome.CONVERGED), (active & ~finite, Outcome.NON_FINITE)]
+            if tol > 0:
+                lengths.append(whole(length))
+                sizes.append(whole(rows.z.norm(dim=1)))
+                drift = below & _drifts(lengths, sizes, step)[rows.index]
+                ended.append((drift, Outcome.DRIFT))
+            for where, outcome in ended:
                 rows.outcome = torch.where(where, int(outcome), rows.outcome)
-        proposal, state = solver.step(rows.z, fz, state)
+        proposal, state = solver.step(step - 1, rows.z, fz, state)
         measured = rows.z
         # A sample that has stopped keeps its state, whatever its batch mates still do.
         rows.z = torch.where(active[:, None], proposal, rows.z) if tol > 0 else proposal
@@ -185,3 +190,27 @@ def _drifts(lengths: list[Tensor], sizes: list[Tensor], step: int) -> Bool[Tenso
     if step < 4:
         return torch.zeros_like(lengths[0], dtype=torch.bool)
     return (lengths[now] > lengths[half] / 2) & (sizes[now] > 1.2 * sizes[half])
+
+
+def put(buffer: Tensor, index: int, value: Tensor, dim: int = 1) -> Tensor:
+    """Return the buffer with `value` at `index` of a dimension, for the memory of a solver.
+
+    Written in place where nothing is differentiated, into a copy where something is.
+    """
+    if torch.is_grad_enabled():
+        place = torch.tensor([index], device=buffer.device)
+        return buffer.index_copy(dim, place, value.unsqueeze(dim))
+    buffer.select(dim, index).copy_(value)
+    return buffer
+
+
+def dots(
+    stack: Float[Tensor, "batch vectors dimension"], x: Flat
+) -> Float[Tensor, "batch vectors"]:
+    """Return the inner products of x with every vector of the stack."""
+    return (x[:, None] @ stack.mT)[:, 0]  # on CPUs many times faster than stack @ x
+
+
+def combine(weights: Float[Tensor, "batch n"], stack: Float[Tensor, "batch n dimension"]) -> Flat:
+    """Return the weighted sum of the vectors of the stack."""
+    return (weights[:, None] @ stack)[:, 0]

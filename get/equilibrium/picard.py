@@ -20,12 +20,12 @@ class Picard:
         if not 0 < self.damping <= 1:
             raise ValueError(f"expected damping in (0, 1], got {self.damping}")
 
-    def init(self, z: Tensor) -> tuple[Tensor, ...]:
+    def init(self, z: Tensor, max_steps: int) -> tuple[Tensor, ...]:
         """Return the empty state."""
         return ()
 
     def step(
-        self, z: Tensor, fz: Tensor, state: tuple[Tensor, ...]
+        self, k: int, z: Tensor, fz: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the next z from z and f(z)."""
         return (fz if self.damping == 1 else z + self.damping * (fz - z)), state

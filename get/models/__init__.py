@@ -2,6 +2,7 @@
 
 from get.errors import InputError
 from get.models.get import GET as GET
+from get.models.get import Equilibrium as Equilibrium
 from get.models.get import Map as Map
 from get.models.get import Start as Start
 from get.models.get import Trajectory as Trajectory

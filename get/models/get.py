@@ -5,6 +5,7 @@ blocks that are iterated. `get/equilibrium/solve.py` holds the loop, `layers.py`
 `get/losses.py` the training objective. The path of this module is written into saved pipelines.
 """
 
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +14,17 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from get.equilibrium import Gradient, Picard, Select, Solution, Solver, Unrolled, fixed_point
+from get.equilibrium import (
+    Anderson,
+    Implicit,
+    Phantom,
+    Select,
+    Solution,
+    Solver,
+    Unrolled,
+    fixed_point,
+    recomputed,
+)
 from get.errors import InputError
 from get.models.layers import Block, Decode, Embed, check_call, check_shape, initialise
 
@@ -33,19 +44,37 @@ class Problem(NamedTuple):
     inputs: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Equilibrium:
+    """How training reaches the converged state and differentiates it.
+
+    Attributes:
+        gradient: How the solution is differentiated; memory does not grow with the solve.
+        solver: Solver of the forward pass.
+        max_steps: Evaluations it may spend.
+        tol: Relative residual at which a sample stops.
+    """
+
+    gradient: Phantom | Implicit
+    solver: Solver = field(default_factory=Anderson)
+    max_steps: int = 24
+    tol: float = 1e-3
+
+
 class Trajectory(NamedTuple):
     """Every image a model makes on its way, for losses on iterates.
 
     Attributes:
-        images: The decoded iterates z_1 .. z_T; T is 1 for a ViT.
-        residual: Mean relative residual of the last step; None for a ViT.
-        states: The iterates themselves; None for a ViT.
+        images: The decoded iterates z_1 .. z_T, then the converged state if it was asked for; one
+            image for a ViT.
+        residual: Mean relative residual of the last state; None for a ViT.
+        states: The states themselves, (batch, tokens, width) each; empty for a ViT.
         inputs: The inputs of the fixed-point problem; empty for a ViT.
     """
 
     images: Float[Tensor, "iterates batch channels side side"]
     residual: Float[Tensor, ""] | None
-    states: Float[Tensor, "iterates batch tokens width"] | None = None
+    states: tuple[Tensor, ...] = ()
     inputs: tuple[Tensor, ...] = ()
 
 
@@ -154,39 +183,47 @@ class GET(ModelMixin, ConfigMixin):
         iterations: int | None = None,
         z0: Float[Tensor, "batch tokens width"] | None = None,
         generator: torch.Generator | None = None,
-        gradient: Gradient | None = None,
-        solver: Solver = Picard(),  # noqa: B008  frozen
-        tol: float = 0.0,
+        equilibrium: Equilibrium | None = None,
     ) -> Trajectory:
         """Make the images that training looks at; further arguments and errors as in `forward`.
 
         Args:
             noise: Unit normal noise.
             labels: Class indices; None exactly if the model is unconditional.
-            iterations: Evaluations of the equilibrium blocks at most; None takes the config's.
+            iterations: Iterations gone through, an image each; None takes the config's, 0 (with
+                an equilibrium) leaves the converged state alone.
             z0: Start of the iteration; None follows the config's policy.
             generator: Draws the start where the policy is "normal" and `z0` is None.
-            gradient: None goes through every iteration and returns every iterate's image;
-                `Phantom` and `Implicit` return the image of the solution alone.
-            solver: Solver of `Phantom` and `Implicit`.
-            tol: Relative residual at which they stop.
+            equilibrium: How to go on to the converged state, the last image then; None does not.
         """
         problem = self.problem(noise, labels, z0, generator)
         steps = self.iterations if iterations is None else iterations
-        solution = fixed_point(
-            self.equilibrium_map,
-            problem.z0,
-            inputs=problem.inputs,
-            solver=solver,
-            gradient=gradient or Unrolled(checkpoint=self.gradient_checkpointing),
-            max_steps=steps,
-            tol=tol,
-            select="best" if gradient else "last",
-            keep_iterates=gradient is None,
-        )
-        states = torch.stack(solution.iterates or (solution.z,))
-        images = self.decode(states.flatten(0, 1)).unflatten(0, states.shape[:2])
-        return Trajectory(images, solution.residual.mean(), states, problem.inputs)
+        states, residual = (), problem.z0.new_tensor([torch.nan])
+        if steps or equilibrium is None:
+            path = fixed_point(
+                self.equilibrium_map,
+                problem.z0,
+                inputs=problem.inputs,
+                gradient=Unrolled(checkpoint=self.gradient_checkpointing),
+                max_steps=steps,
+                select="last",
+                keep_iterates=True,
+            )
+            states, residual = path.iterates, path.residual
+        if equilibrium is not None:
+            end = fixed_point(
+                self.equilibrium_map,
+                states[-1].detach() if states else problem.z0,
+                inputs=problem.inputs,
+                solver=equilibrium.solver,
+                gradient=equilibrium.gradient,
+                max_steps=equilibrium.max_steps,
+                tol=equilibrium.tol,
+                compact=True,
+            )
+            states, residual = (*states, end.z), end.residual
+        images = torch.stack([self._part(self.decode, z) for z in states])
+        return Trajectory(images, residual.mean(), states, problem.inputs)
 
     def solve(
         self,
@@ -222,7 +259,7 @@ class GET(ModelMixin, ConfigMixin):
         check_call(noise, labels, self.channels, self.image_size, self.num_classes)
         x, label = self.embed(noise, labels)
         for block in self.blocks:
-            x = block(x, label)
+            x = self._part(block, x, label)
         if z0 is not None and z0.shape != x.shape:
             raise InputError(f"expected z0 of shape {tuple(x.shape)}, got {tuple(z0.shape)}")
         u = self.injection(x).chunk(len(self.equilibrium_blocks), dim=-1)
@@ -234,8 +271,12 @@ class GET(ModelMixin, ConfigMixin):
         """Return f(z): the map whose fixed point is decoded; x and u are the injections."""
         out = z
         for block, u_i in zip(self.equilibrium_blocks, u, strict=True):
-            out = block(out, u_i)
+            out = self._part(block, out, u_i)
         return out if self.map == "plain" else x + (out - z)
+
+    def _part(self, part: nn.Module, *inputs: Tensor | None) -> Tensor:
+        """Call a part of the model; with gradient checkpointing only its inputs are kept."""
+        return recomputed(part, *inputs) if self.gradient_checkpointing else part(*inputs)
 
     def _start(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         match self.z0:

@@ -1,0 +1,130 @@
+"""The settings of what measures: evaluations, diagnoses, benchmarks, reports. See config.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from get.errors import InputError
+from pipeline.config import positive, unsigned
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Compare students with their teacher and with real images.
+
+    Attributes:
+        pairs: Folder of the pairs; its held-out shards are the teacher's images, and their noise
+            is what the students are given.
+        holdout_shards: The last shards, which no student has seen.
+        runs: The students.
+        teacher: The teacher that made the pairs.
+        real_images: "digits", or an image folder.
+        feature_network: The classifier whose features are compared.
+        output_dir: One JSON a model is written here.
+        num_images: Images a model.
+        iterations: Numbers of iterations at which a GET is measured.
+        batch_size: Images at once.
+    """
+
+    pairs: Path
+    holdout_shards: int
+    runs: tuple[Path, ...]
+    teacher: Path
+    real_images: str
+    feature_network: Path
+    output_dir: Path
+    num_images: int = 5000
+    iterations: tuple[int, ...] = (1, 3, 4, 6, 12)
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(num_images=self.num_images, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig:
+    """Look at a trained GET as an equilibrium.
+
+    Attributes:
+        model: A run, one of its checkpoints, or any folder with `model_index.json`.
+        output_dir: Where diagnosis.json and diagnosis.png go.
+        num_images: Samples.
+        seed: With an index it names a sample's noise and label.
+        iterations: Iterations followed, and evaluations a solver may spend.
+        tol: Relative residual that counts as converged.
+    """
+
+    model: Path
+    output_dir: Path
+    num_images: int = 256
+    seed: int = 0
+    iterations: int = 100
+    tol: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot mean anything."""
+        positive(num_images=self.num_images, iterations=self.iterations, tol=self.tol)
+        unsigned(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """Measure the memory of training against iterations, a line a way of differentiating.
+
+    Attributes:
+        output_dir: Where memory.json and memory.png go.
+        size: A published size of GET.
+        image_size: Side of the images.
+        batch_size: Samples a step.
+        iterations: Numbers of iterations, of the forward and of the implicit backward solve.
+    """
+
+    output_dir: Path
+    size: str = "GET-S/2"
+    image_size: int = 32
+    batch_size: int = 2
+    iterations: tuple[int, ...] = (1, 6, 12, 24, 48)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(image_size=self.image_size, batch_size=self.batch_size)
+        for count in self.iterations:
+            positive(iterations=count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolversConfig:
+    """Compare our solvers and gradients with torchdeq's on the same maps.
+
+    Attributes:
+        output_dir: Where solvers.json goes.
+        batch_size: Samples a solve.
+        evaluations: Evaluations of the map a solve, forward and backward.
+        repeats: Calls of each, in turn, of which the best time counts.
+    """
+
+    output_dir: Path
+    batch_size: int = 64
+    evaluations: int = 20
+    repeats: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(batch_size=self.batch_size, repeats=self.repeats)
+        if self.evaluations < 4:
+            raise InputError(f"expected evaluations of at least 4, got {self.evaluations}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Put the measurements of a recipe into one table and one picture.
+
+    Attributes:
+        recipe: Name of the recipe, for titles and marks.
+        evaluation: Folder of what evaluate.py wrote; report.md and comparison.png go there too.
+        readme: A Markdown file whose table between the marks of this recipe is renewed.
+    """
+
+    recipe: str
+    evaluation: Path
+    readme: Path | None = None
