@@ -1,5 +1,7 @@
 """Gradients of a solve: three routes, one answer, in float64."""
 
+import shutil
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -186,6 +188,28 @@ def test_differentiating_an_implicit_gradient_again_is_refused():
         torch.autograd.grad(z.sum(), w, create_graph=True)
 
 
+@pytest.mark.parametrize("gradient", [EXACT[2], Phantom(steps=40, damping=1.0)], ids=str)
+def test_under_autocast_the_gradient_is_that_of_the_map_in_lower_precision(gradient):
+    x, w = torch.ones(2, 6), weights().float().requires_grad_()
+
+    def lower(z: Tensor, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return layer(z, x, w).float()
+
+    def run(f, scale: float = 1.0) -> Tensor:
+        z = fixed_point(f, torch.zeros(2, 6), inputs=(x,), gradient=gradient, max_steps=60).z
+        return torch.autograd.grad(scale * z.sum(), w)[0] / scale
+
+    exact = run(lambda z, x: layer(z, x, w))
+    assert not torch.equal(run(lower), exact)
+    torch.testing.assert_close(run(lower), exact, rtol=0.05, atol=0.02)
+    torch.testing.assert_close(run(lower, 2.0**-20), run(lower), rtol=1e-3, atol=1e-5)
+    # The mode of the forward pass holds in the vector-Jacobian products, whatever surrounds them.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = fixed_point(lower, torch.zeros(2, 6), inputs=(x,), gradient=gradient, max_steps=60).z
+    torch.testing.assert_close(torch.autograd.grad(z.sum(), w)[0], run(lower))
+
+
 def test_unrolled_gradients_can_be_differentiated_again():
     x = torch.ones(1, 2).double()
 
@@ -196,11 +220,25 @@ def test_unrolled_gradients_can_be_differentiated_again():
     assert torch.autograd.gradcheck(by_w, (weights(2, 0.5).requires_grad_(),))
 
 
+COMPILERS = [
+    "aot_eager",
+    pytest.param(
+        "inductor",
+        marks=[
+            pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler"),
+            # dynamo's and inductor's own look-ups
+            pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+        ],
+    ),
+]
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own look-up
 @pytest.mark.parametrize("gradient", [Unrolled(), EXACT[2], Phantom()], ids=str)
-def test_a_compiled_block_works_with_every_gradient(gradient):
+@pytest.mark.parametrize("backend", COMPILERS)
+def test_a_compiled_block_works_with_every_gradient(gradient, backend):
     with torch._dynamo.config.patch(suppress_errors=False):
-        compiled = torch.compile(layer, backend="aot_eager", dynamic=True)
+        compiled = torch.compile(layer, backend=backend, dynamic=True)
         x, w = torch.ones(2, 6).double(), weights().requires_grad_()
         found = []
         for f in (layer, compiled):

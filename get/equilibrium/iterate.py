@@ -105,70 +105,84 @@ def iterate(
         outcome=torch.full((batch,), int(Outcome.MAX_STEPS), device=device),
     )
     state = solver.init(z0, max_steps)
+    stopped: Tensor | None = None  # the rows that have; None while none has
     gone: list[Rows] = []
-    everyone = torch.ones(batch, dtype=torch.bool, device=device)
     iterates: list[Tensor] = []
     lengths: list[Tensor] = []  # |f(z) - z| at every step, nan where a sample has left
-    sizes: list[Tensor] = []  # |z| at every step
+    sizes: list[Tensor] = []  # |f(z)| at every step
     trace: list[Tensor] = []
 
     def whole(values: Tensor) -> Tensor:
-        return (
-            values
-            if not gone
-            else torch.full_like(infinite, torch.nan).index_copy(0, rows.index, values)
-        )
+        if not gone:
+            return values
+        return torch.full_like(infinite, torch.nan).index_copy(0, rows.index, values)
 
-    for step in range(1, max_steps + 1):
+    def still(old: Tensor, new: Tensor) -> Tensor:
+        """Let a row that has stopped keep what it had, whatever its batch mates still do."""
+        if stopped is None:
+            return new
+        return torch.where(stopped[:, None] if new.dim() > 1 else stopped, old, new)
+
+    step = 0
+    while step < max_steps:
+        step += 1
         fz = f(rows.z, *inputs)
-        # Without a tolerance nobody stops.
-        active = rows.outcome == Outcome.MAX_STEPS if tol > 0 else everyone
         with torch.no_grad():
-            length = (fz - rows.z).norm(dim=1)
-            relative = length / fz.norm(dim=1).clamp_min(torch.finfo(fz.dtype).tiny)
+            length, size = (fz - rows.z).norm(dim=1), fz.norm(dim=1)
+            relative = length / size.clamp_min(torch.finfo(fz.dtype).tiny)
             trace.append(whole(relative))
-            finite = torch.isfinite(relative)
-            rows.evaluations = rows.evaluations + active
-            below = active & (relative <= tol)
-            ended = [(below, Outcome.CONVERGED), (active & ~finite, Outcome.NON_FINITE)]
-            if tol > 0:
-                lengths.append(whole(length))
-                sizes.append(whole(rows.z.norm(dim=1)))
-                drift = below & _drifts(lengths, sizes, step)[rows.index]
-                ended.append((drift, Outcome.DRIFT))
-            for where, outcome in ended:
-                rows.outcome = torch.where(where, int(outcome), rows.outcome)
-        proposal, state = solver.step(step - 1, rows.z, fz, state)
         measured = rows.z
-        # A sample that has stopped keeps its state, whatever its batch mates still do.
-        rows.z = torch.where(active[:, None], proposal, rows.z) if tol > 0 else proposal
+        proposal, state = solver.step(step - 1, rows.z, fz, state)
+        rows.z = still(measured, proposal)
         if select == "last":
-            rows.chosen, rows.residual = rows.z, torch.where(active, relative, rows.residual)
+            rows.chosen, rows.residual = rows.z, still(rows.residual, relative)
         else:
             # "best": the measured state; "lowest_residual": its image, as locuslab/get returns.
             score = relative if select == "best" else length
-            better = active & finite & (score < rows.score)
+            better = still(torch.zeros_like(score, dtype=torch.bool), score < rows.score)
             candidate = measured if select == "best" else rows.z
             rows.chosen = torch.where(better[:, None], candidate, rows.chosen)
             rows.score = torch.where(better, score, rows.score)
             rows.residual = torch.where(better, relative, rows.residual)
         if keep_iterates:
             iterates.append(rows.z)
-        if tol > 0:
-            going = rows.outcome == Outcome.MAX_STEPS
-            if not going.any():
-                break
-            if compact and not going.all():
-                gone.append(rows.take(~going))
-                rows = rows.take(going)
-                state = tuple(x[going] for x in state)
-                inputs = tuple(x[going] for x in inputs)
+        if tol == 0:
+            continue  # nobody stops
+        lengths.append(whole(length))
+        sizes.append(whole(size))
+        below, finite = relative <= tol, torch.isfinite(relative)
+        ends = below | ~finite if stopped is None else (below | ~finite) & ~stopped
+        if not ends.any():
+            continue
+        drift = below & _drifts(lengths, sizes, step)[rows.index]
+        outcome = torch.where(drift, int(Outcome.DRIFT), int(Outcome.CONVERGED))
+        outcome = torch.where(finite, outcome, int(Outcome.NON_FINITE))
+        rows.outcome = torch.where(ends, outcome, rows.outcome)
+        rows.evaluations = torch.where(ends, step, rows.evaluations)
+        stopped = rows.outcome != Outcome.MAX_STEPS
+        if stopped.all():
+            break
+        if compact:
+            gone.append(rows.take(stopped))
+            rows, state = rows.take(~stopped), tuple(x[~stopped] for x in state)
+            inputs, stopped = tuple(x[~stopped] for x in inputs), None
 
+    seen = torch.stack(trace)
+    if tol == 0:
+        exact, finite = (seen == 0).any(0), torch.isfinite(seen).all(0)
+        rows.outcome = torch.where(exact, int(Outcome.CONVERGED), rows.outcome)
+        rows.outcome = torch.where(finite, rows.outcome, int(Outcome.NON_FINITE))
+    unfinished = (rows.outcome == Outcome.MAX_STEPS) | (tol == 0)
+    rows.evaluations = torch.where(unfinished, step, rows.evaluations)
     parts = [*gone, rows]
     order = torch.cat([part.index for part in parts]).argsort()
 
     def column(name: str) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts])[order]
+        return (
+            torch.cat([getattr(part, name) for part in parts])[order]
+            if gone
+            else getattr(rows, name)
+        )
 
     return Result(
         column("chosen"),
@@ -176,7 +190,7 @@ def iterate(
         column("evaluations"),
         column("outcome"),
         tuple(iterates),
-        torch.stack(trace),
+        seen,
     )
 
 

@@ -6,6 +6,7 @@ blocks that are iterated. `get/equilibrium/solve.py` holds the loop, `layers.py`
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -197,11 +198,12 @@ class GET(ModelMixin, ConfigMixin):
             equilibrium: How to go on to the converged state, the last image then; None does not.
         """
         problem = self.problem(noise, labels, z0, generator)
+        f = partial(self.equilibrium_map, recompute=self.gradient_checkpointing)
         steps = self.iterations if iterations is None else iterations
         states, residual = (), problem.z0.new_tensor([torch.nan])
         if steps or equilibrium is None:
             path = fixed_point(
-                self.equilibrium_map,
+                f,
                 problem.z0,
                 inputs=problem.inputs,
                 gradient=Unrolled(checkpoint=self.gradient_checkpointing),
@@ -212,7 +214,7 @@ class GET(ModelMixin, ConfigMixin):
             states, residual = path.iterates, path.residual
         if equilibrium is not None:
             end = fixed_point(
-                self.equilibrium_map,
+                f,
                 states[-1].detach() if states else problem.z0,
                 inputs=problem.inputs,
                 solver=equilibrium.solver,
@@ -236,7 +238,7 @@ class GET(ModelMixin, ConfigMixin):
         """Run the injection blocks once and iterate the equilibrium map; no decoding."""
         problem = self.problem(noise, labels, z0, generator)
         return fixed_point(
-            self.equilibrium_map,
+            partial(self.equilibrium_map, recompute=self.gradient_checkpointing),
             problem.z0,
             inputs=problem.inputs,
             gradient=Unrolled(checkpoint=self.gradient_checkpointing),
@@ -267,11 +269,14 @@ class GET(ModelMixin, ConfigMixin):
             u = [u_i + label for u_i in u]
         return Problem(self._start(x, generator) if z0 is None else z0, (x, *u))
 
-    def equilibrium_map(self, z: Tensor, x: Tensor, *u: Tensor) -> Tensor:
-        """Return f(z): the map whose fixed point is decoded; x and u are the injections."""
+    def equilibrium_map(self, z: Tensor, x: Tensor, *u: Tensor, recompute: bool = False) -> Tensor:
+        """Return f(z): the map whose fixed point is decoded; x and u are the injections.
+
+        `recompute` keeps nothing but the input of each block for the backward pass.
+        """
         out = z
         for block, u_i in zip(self.equilibrium_blocks, u, strict=True):
-            out = self._part(block, out, u_i)
+            out = recomputed(block, out, u_i) if recompute else block(out, u_i)
         return out if self.map == "plain" else x + (out - z)
 
     def _part(self, part: nn.Module, *inputs: Tensor | None) -> Tensor:

@@ -1,0 +1,49 @@
+"""Every way of differentiating under DistributedDataParallel: two processes make one gradient."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from get.equilibrium import Implicit, Phantom
+from get.losses import IterateLoss
+from get.models import Equilibrium
+
+from .problems import normal, tiny_get
+
+MODES = {
+    "unrolled": None,
+    "phantom": Equilibrium(gradient=Phantom(steps=2, damping=1.0), max_steps=30, tol=1e-8),
+    "implicit": Equilibrium(gradient=Implicit(tol=1e-10), max_steps=30, tol=1e-8),
+}
+
+
+def gradients(mode: str, rank: int, processes: int) -> dict[str, Tensor]:
+    """Return the gradient of a step over four images, of which this process has its share."""
+    model = tiny_get(num_classes=4).double()
+    module = IterateLoss(model, iterations=2, equilibrium=MODES[mode])
+    wrapped = DistributedDataParallel(module) if processes > 1 else module
+    mine = slice(rank * 4 // processes, (rank + 1) * 4 // processes)
+    labels = torch.arange(4)[mine]
+    noise, target = normal(4).double()[mine], normal(4, seed=2).double()[mine]
+    wrapped(noise, labels, target).iterates.sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def process(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    for mode in MODES:
+        save_file(gradients(mode, rank, 2), f"{folder}/{mode}-{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+def test_two_processes_make_the_gradient_of_one_whatever_the_mode(tmp_path: Path):
+    torch.multiprocessing.spawn(process, (str(tmp_path),), nprocs=2)
+    for mode in MODES:
+        alone = gradients(mode, 0, 1)
+        for rank in (0, 1):
+            together = load_file(tmp_path / f"{mode}-{rank}.safetensors")
+            torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-12)
