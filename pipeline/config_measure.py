@@ -116,6 +116,33 @@ class SolversConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModesConfig:
+    """Compare every way of training a GET: FID and residual against iterations, time a step.
+
+    Attributes:
+        recipe: The recipe whose students are compared; they are trained and evaluated before.
+        runs: Where the students' run folders are.
+        pairs: Folder of the pairs they were trained on.
+        evaluation: Folder of what evaluate.py wrote of them.
+        output_dir: Where modes.json, modes.md and modes.png go.
+        reference: The student whose step is the unit of time.
+        repeats: Steps of each student, in turn, of which the best time counts.
+    """
+
+    recipe: str
+    runs: Path
+    pairs: Path
+    evaluation: Path
+    output_dir: Path
+    reference: str
+    repeats: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(repeats=self.repeats)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     """Put the measurements of a recipe into one table and one picture.
 

@@ -31,6 +31,22 @@ def main(config: DiagnoseConfig) -> None:
     model = load_student(config.model, cli.local_device())
     if not isinstance(model, GET):
         raise InputError(f"expected a GET in {config.model}, got a ViT; it iterates nothing")
+    diagnosis = diagnose(model, config)
+    whole = {"model": weights_hash(config.model), **diagnosis, **provenance()}
+    write_json(config.output_dir / "diagnosis.json", whole)
+    plot(config, diagnosis)
+    last, rho = diagnosis["residual"][-1]["median"], diagnosis["spectral_radius"]["median"]
+    convergence = diagnosis["convergence"]
+    spent = ", ".join(f"{n} {c['evaluations']['median']:.0f}" for n, c in convergence.items())
+    print(f"residual at iteration {config.iterations}: {last:.2e}; spectral radius {rho:.3f}")
+    print(f"evaluations to a residual of {config.tol:g}: {spent}")
+    print(
+        f"diagnosis {config.output_dir / 'diagnosis.json'}, {config.output_dir / 'diagnosis.png'}"
+    )
+
+
+def diagnose(model: GET, config: DiagnoseConfig) -> dict[str, Any]:
+    """Follow samples to their fixed points; return how they get there."""
     indices = range(config.num_images)
     shape = (model.channels, model.image_size, model.image_size)
     noise, labels = draw(config.seed, indices, shape, model.num_classes)
@@ -59,8 +75,7 @@ def main(config: DiagnoseConfig) -> None:
         generator=torch.Generator().manual_seed(config.seed),
     )
     sizes = torch.stack([z.flatten(1).norm(dim=1) for z in path.iterates])
-    diagnosis: dict[str, Any] = {
-        "model": weights_hash(config.model),
+    return {
         "map": model.map,
         "trained_iterations": model.iterations,
         "num_images": config.num_images,
@@ -70,17 +85,7 @@ def main(config: DiagnoseConfig) -> None:
         "size": [quantiles(row) for row in sizes],
         "spectral_radius": quantiles(radius),
         "convergence": convergence,
-        **provenance(),
     }
-    write_json(config.output_dir / "diagnosis.json", diagnosis)
-    plot(config, diagnosis)
-    last, rho = diagnosis["residual"][-1]["median"], diagnosis["spectral_radius"]["median"]
-    spent = ", ".join(f"{n} {c['evaluations']['median']:.0f}" for n, c in convergence.items())
-    print(f"residual at iteration {config.iterations}: {last:.2e}; spectral radius {rho:.3f}")
-    print(f"evaluations to a residual of {config.tol:g}: {spent}")
-    print(
-        f"diagnosis {config.output_dir / 'diagnosis.json'}, {config.output_dir / 'diagnosis.png'}"
-    )
 
 
 def convergence_of(solution: Any) -> dict[str, Any]:

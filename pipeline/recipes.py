@@ -22,6 +22,7 @@ from pipeline.config_measure import (
     DiagnoseConfig,
     EvaluateConfig,
     MemoryConfig,
+    ModesConfig,
     ReportConfig,
     SolversConfig,
 )
@@ -91,6 +92,46 @@ def _digits() -> Recipe:
     )
 
 
+def _equilibria(full: Recipe) -> Recipe:
+    """Every way of training for a fixed point, on the pairs of `digits`, 2,000 steps each."""
+    unrolled = replace(full.students["digits"], max_train_steps=2000)
+    corrected = replace(unrolled, gradient="phantom", solver_max_steps=12, solver_tol=1e-2)
+    plain = replace(GETModel(), map="plain")
+    jacobian = {
+        f"jacobian-{weight:g}": replace(
+            corrected, jacobian_weight=weight, jacobian_probability=0.25
+        )
+        for weight in (0.03, 0.1, 0.3, 1.0)
+    }
+    ways = {
+        "": corrected,
+        "plain": replace(unrolled, model=plain),
+        "unrolled": unrolled,
+        "checkpointed": replace(unrolled, gradient_checkpointing=True),
+        "phantom": replace(corrected, unrolled_iterations=0),
+        "implicit": replace(corrected, gradient="implicit", unrolled_iterations=0),
+        "implicit-iterates": replace(corrected, gradient="implicit"),
+        **jacobian,
+    }
+    students = {
+        (name := f"equilibria-{way}".rstrip("-")): replace(c, output_dir=RUNS / name)
+        for way, c in ways.items()
+    }
+    first = students["equilibria"].output_dir
+    return Recipe(
+        teacher=full.teacher,
+        pairs=full.pairs,
+        students=students,
+        sample=SampleConfig(model=first, output_dir=first / "images"),
+        evaluate=replace(
+            full.evaluate,
+            runs=tuple(c.output_dir for c in students.values()),
+            output_dir=first / "evaluation",
+            iterations=(1, 2, 3, 4, 6, 8, 12, 16, 24),
+        ),
+    )
+
+
 def _smoke(full: Recipe) -> Recipe:
     """Every stage of `digits` at its smallest: it proves the plumbing, not the method."""
     pairs = replace(
@@ -140,7 +181,7 @@ def _smoke(full: Recipe) -> Recipe:
 
 
 DIGITS = _digits()
-RECIPES = {"digits": DIGITS, "smoke": _smoke(DIGITS)}
+RECIPES = {"digits": DIGITS, "equilibria": _equilibria(DIGITS), "smoke": _smoke(DIGITS)}
 
 TEACHERS = {name: recipe.teacher for name, recipe in RECIPES.items()}
 CLASSIFIERS = {"digits": ClassifierConfig(output_dir=RUNS / "digits-features")}
@@ -154,6 +195,14 @@ DIAGNOSES = {
 }
 BENCHMARKS = {
     "memory": MemoryConfig(output_dir=RUNS / "benchmarks"),
+    "modes": ModesConfig(
+        recipe="equilibria",
+        runs=RUNS,
+        pairs=DIGITS.pairs.output_dir,
+        evaluation=RUNS / "equilibria" / "evaluation",
+        output_dir=RUNS / "benchmarks",
+        reference="equilibria-unrolled",
+    ),
     "solvers": SolversConfig(output_dir=RUNS / "benchmarks"),
 }
 REPORTS = {

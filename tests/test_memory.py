@@ -18,9 +18,9 @@ def step(model: GET, iterations: int, gradient: Phantom | Implicit | None = None
     for p in model.parameters():
         p.grad = torch.zeros_like(p) if p.requires_grad else None
     noise, target = normal(64), normal(64, seed=2)
-    equilibrium = gradient and Equilibrium(
-        gradient=gradient, solver=Picard(), max_steps=iterations, tol=0.0
-    )
+    equilibrium = None
+    if gradient is not None:
+        equilibrium = Equilibrium(gradient=gradient, solver=Picard(), max_steps=iterations, tol=0.0)
     module = IterateLoss(model, iterations=0 if gradient else iterations, equilibrium=equilibrium)
     with LiveBytes() as memory:
         loss = module(noise, None, target).iterates.sum()
