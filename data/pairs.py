@@ -1,7 +1,8 @@
 """The contract of a data set of pairs: file names, keys, dtypes, manifest, records.
 
     manifest.json       what made the pairs; written once, compared ever after
-    pairs-000000.tar    `<9-digit index>.latent.npy`, `.image.png` or `.image.npy`, `.cls`
+    pairs-000000.tar    `<9-digit index>.latent.npy`, `.image.png` or `.image.npy`, `.cls`;
+                        packed: stacks of pairs under the first one's index, labels in `.cls.npy`
     pairs-000000.json   the shard's record, published last: a shard without one does not exist
 
 Any webdataset reader can read the tars. `writer.py` writes them, `reader.py` reads them.
@@ -10,7 +11,10 @@ Any webdataset reader can read the tars. `writer.py` writes them, `reader.py` re
 import io
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -23,7 +27,7 @@ from get.errors import InputError
 from get.images import from_pil, to_pil, to_uint8
 
 SCHEMA = 1
-ImageFormat = Literal["png", "npy16", "npy32"]
+ImageFormat = Literal["png", "npy", "npy32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,7 @@ class Manifest:
         num_classes: Number of classes; None if unlabelled.
         image_format: Encoding of the images.
         pairs_per_shard: Pairs a shard.
+        pack: Pairs a member of a tar.
     """
 
     schema: int = SCHEMA
@@ -53,6 +58,7 @@ class Manifest:
     num_classes: int | None
     image_format: ImageFormat
     pairs_per_shard: int
+    pack: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,27 +180,50 @@ def count_shards(folder: Path) -> int:
 
 
 def encode(
-    index: int, noise: torch.Tensor, image: torch.Tensor, label: int | None, form: ImageFormat
-) -> dict[str, str | bytes]:
-    """Return one pair as the members of a tar, keys as webdataset wants them."""
-    sample: dict[str, str | bytes] = {
-        "__key__": f"{index:09d}",
-        "latent.npy": _npy(noise.numpy()),
-    }
+    first: int,
+    noise: torch.Tensor,
+    images: torch.Tensor,
+    labels: torch.Tensor | None,
+    form: ImageFormat,
+    pack: int = 1,
+) -> Iterator[dict[str, str | bytes]]:
+    """Yield pairs as the members of a tar, keys as webdataset wants them.
+
+    Args:
+        first: Index of the first pair; the others follow.
+        noise: Unit normal noise, a row a pair.
+        images: Images in [-1, 1].
+        labels: Class indices, or None.
+        form: "png" (8 bit), "npy" (float16) or "npy32" (float32).
+        pack: Pairs a member; above 1 they are stacked, 8-bit images as an array too.
+    """
     if form == "png":
-        buffer = io.BytesIO()
-        to_pil(to_uint8(image[None])[0]).save(buffer, format="png")
-        sample["image.png"] = buffer.getvalue()
+        stored = to_uint8(images).numpy()
     else:
-        dtype = np.float16 if form == "npy16" else np.float32
-        sample["image.npy"] = _npy(image.numpy().astype(dtype))
-    if label is not None:
-        sample["cls"] = str(label).encode()
-    return sample
+        stored = images.numpy().astype(np.float16 if form == "npy" else np.float32)
+    classes = None if labels is None else labels.numpy()
+    for at in range(0, len(stored), pack):
+        sample: dict[str, str | bytes] = {"__key__": f"{first + at:09d}"}
+        if pack > 1:
+            part = slice(at, at + pack)
+            sample |= {"latent.npy": _npy(noise[part].numpy()), "image.npy": _npy(stored[part])}
+            if classes is not None:
+                sample["cls.npy"] = _npy(classes[part])
+        else:
+            sample["latent.npy"] = _npy(noise[at].numpy())
+            if form == "png":
+                buffer = io.BytesIO()
+                to_pil(torch.from_numpy(stored[at])).save(buffer, format="png")
+                sample["image.png"] = buffer.getvalue()
+            else:
+                sample["image.npy"] = _npy(stored[at])
+            if classes is not None:
+                sample["cls"] = str(classes[at]).encode()
+        yield sample
 
 
-def decode(sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, int | None]:
-    """Return noise (float32), image (as stored: uint8 or float) and label of one pair.
+def decode(sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return noise (float32), images (as stored: uint8 or float) and labels, a row a pair.
 
     Nothing is ever unpickled.
 
@@ -204,10 +233,16 @@ def decode(sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, int | None]:
     noise = _array(sample["latent.npy"])
     if "image.png" in sample:
         with Image.open(io.BytesIO(sample["image.png"])) as picture:
-            image = from_pil(picture).numpy()
+            images = from_pil(picture).numpy()
     else:
-        image = _array(sample["image.npy"])
-    return noise, image, int(sample["cls"]) if "cls" in sample else None
+        images = _array(sample["image.npy"])
+    packed = noise.ndim == 4
+    labels = None
+    if "cls.npy" in sample:
+        labels = _array(sample["cls.npy"])
+    elif "cls" in sample:
+        labels = np.array([int(sample["cls"])])
+    return (noise, images, labels) if packed else (noise[None], images[None], labels)
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -217,7 +252,23 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _array(data: bytes) -> np.ndarray:
-    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    """Read an array; the parsed header is remembered, for parsing takes longer than the rest."""
+    size = 10 + int.from_bytes(data[8:10], "little")
+    dtype, shape = _header(data[:size])
+    if len(data) != size + dtype.itemsize * prod(shape):
+        raise ValueError(f"{len(data)} bytes of an array of {shape} {dtype}")
+    return np.frombuffer(data, dtype, offset=size).reshape(shape)
+
+
+@lru_cache(maxsize=64)
+def _header(data: bytes) -> tuple[np.dtype, tuple[int, ...]]:
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("an array format other than 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran or dtype.hasobject:
+        raise ValueError(f"an array of {dtype}, fortran order {fortran}")
+    return dtype, shape
 
 
 def _write_durably(path: Path, text: str) -> None:

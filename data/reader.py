@@ -91,18 +91,19 @@ def read_shard(folder: Path, shard: int) -> Shard:
             members = tar_file_expander([{"url": str(path), "stream": file}])
             pairs = [decode(sample) for sample in group_by_keys(members)]
         # webdataset ends silently at many kinds of damage, so the count has to be looked at.
-        if len(pairs) != record.count:
-            raise ValueError(f"{len(pairs)} pairs")
-        noise = torch.from_numpy(np.stack([pair[0] for pair in pairs]))
-        images = torch.from_numpy(np.stack([pair[1] for pair in pairs]))
+        found = sum(len(pair[0]) for pair in pairs)
+        if found != record.count:
+            raise ValueError(f"{found} pairs")
+        noise = torch.from_numpy(np.concatenate([pair[0] for pair in pairs]))
+        images = torch.from_numpy(np.concatenate([pair[1] for pair in pairs]))
     except (OSError, ValueError, KeyError, tarfile.ReadError) as error:
         expected = f"{record.count} pairs in {record.bytes} bytes" if record else "a finished shard"
         raise InputError(
             f"expected {expected} in {path}, got {type(error).__name__}: {error}; "
             f"delete {path.name} and its .json and run make_pairs.py again"
         ) from error
-    labels = [pair[2] for pair in pairs]
-    return Shard(noise, images, None if labels[0] is None else torch.tensor(labels))
+    labels = [pair[2] for pair in pairs if pair[2] is not None]
+    return Shard(noise, images, torch.from_numpy(np.concatenate(labels)) if labels else None)
 
 
 def as_floats(images: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -61,7 +61,7 @@ def describe(
     if image_format == "png" and teacher.image_shape[0] not in (1, 3):
         raise InputError(
             f"expected 1 or 3 channels for image_format png, got {teacher.image_shape[0]}; "
-            "choose npy16 or npy32"
+            "choose npy or npy32"
         )
     return Manifest(
         teacher=teacher.fingerprint,
@@ -108,9 +108,10 @@ def write_shard(
                     f"expected finite images, got inf or nan among indices {indices[0]} to "
                     f"{indices[-1]}; the teacher diverges"
                 )
-            for i, index in enumerate(indices):
-                label = None if labels is None else int(labels[i])
-                tar.write(encode(index, noise[i], images[i], label, manifest.image_format))
+            for sample in encode(
+                indices[0], noise, images, labels, manifest.image_format, manifest.pack
+            ):
+                tar.write(sample)
             progress(count)
     data = buffer.getvalue()
     record = ShardRecord(

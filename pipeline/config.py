@@ -136,7 +136,7 @@ class PairsConfig:
         teacher_batch_size: Images the teacher makes at once.
         num_inference_steps: Steps of the Heun sampler (2 n - 1 network evaluations).
         seed: With an index it names a pair's noise and label.
-        image_format: "png" (8 bit), "npy16" or "npy32" (unquantised floats).
+        image_format: "png" (8 bit), "npy" (float16, unquantised) or "npy32".
     """
 
     teacher: Path

@@ -271,7 +271,7 @@ def refusal(order: Order, workers: int) -> str:
 
 @pytest.mark.parametrize("num_classes", [None, 10])
 @pytest.mark.parametrize(
-    ("form", "tolerance"), [("png", 0.5 / 127.5 + 1e-6), ("npy16", 2**-11), ("npy32", 0.0)]
+    ("form", "tolerance"), [("png", 0.5 / 127.5 + 1e-6), ("npy", 2**-11), ("npy32", 0.0)]
 )
 def test_images_of_every_format_arrive_as_float32_in_the_range(
     tmp_path: Path, form: ImageFormat, tolerance: float, num_classes: int | None
