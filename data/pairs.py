@@ -126,7 +126,7 @@ def open_data_set(folder: Path, manifest: Manifest) -> None:
     _write_durably(temporary, json.dumps(asdict(manifest), indent=2) + "\n")
     try:
         os.link(temporary, path)
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):  # the latter: tidied up by another writer
         old, new = asdict(read_manifest(folder)), asdict(manifest)
         different = [f"{k} was {old[k]!r}, is {new[k]!r}" for k in new if old[k] != new[k]]
         if different:
@@ -135,7 +135,7 @@ def open_data_set(folder: Path, manifest: Manifest) -> None:
                 "choose another output_dir"
             ) from None
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def read_record(folder: Path, shard: int) -> ShardRecord | None:
@@ -154,13 +154,27 @@ def read_record(folder: Path, shard: int) -> ShardRecord | None:
 
 def publish(folder: Path, shard: int, temporary: Path, record: ShardRecord) -> None:
     """Rename a finished, synced tar into place, then publish its record."""
-    temporary.replace(tar_path(folder, shard))
-    _sync(folder)  # or a power cut might keep the record and lose the tar
-    path = record_path(folder, shard)
-    hidden = hidden_path(path)
-    _write_durably(hidden, json.dumps(asdict(record), indent=2) + "\n")
-    hidden.replace(path)
-    _sync(folder)
+    record_file = record_path(folder, shard)
+    hidden = hidden_path(record_file)
+    try:
+        temporary.replace(tar_path(folder, shard))
+        _sync(folder)  # or a power cut might keep the record and lose the tar
+        _write_durably(hidden, json.dumps(asdict(record), indent=2) + "\n")
+        hidden.replace(record_file)
+        _sync(folder)
+    except FileNotFoundError:
+        if not record_file.exists():  # or else another writer was first and has tidied up
+            raise
+
+
+def tidy(folder: Path) -> None:
+    """Remove the temporary files killed writers have left of what exists by now.
+
+    A writer that is still at work on one of them has lost nothing: its shard is there.
+    """
+    for path in folder.glob(".*.tmp"):
+        if (folder / path.name[1:].rsplit(".", 2)[0]).exists():
+            path.unlink(missing_ok=True)
 
 
 def count_shards(folder: Path) -> int:

@@ -5,9 +5,11 @@ only then gets its record. Writing a shard twice gives the same bytes on the sam
 """
 
 import hashlib
-import io
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -28,6 +30,8 @@ from data.pairs import (
 from data.teachers import Sampler
 from get import noise as noises
 from get.errors import InputError
+
+AHEAD = 2  # batches that may wait to be encoded
 
 
 @runtime_checkable  # the tests check annotations
@@ -83,50 +87,140 @@ def write_shard(
     manifest: Manifest,
     progress: Callable[[int], object] = lambda count: None,
 ) -> ShardRecord:
-    """Make the pairs of one shard and publish it.
+    """Make the pairs of one shard and publish it; see `write_shards`."""
+    (record,) = write_shards(folder, [shard], teacher, manifest, progress)
+    return record
+
+
+def write_shards(
+    folder: Path,
+    shards: Iterable[int],
+    teacher: Teacher,
+    manifest: Manifest,
+    progress: Callable[[int], object] = lambda count: None,
+) -> list[ShardRecord]:
+    """Make the pairs of shards and publish one after the other.
+
+    The teacher never waits: one thread draws the noise of the next batch, another encodes and
+    writes what has been made.
 
     Args:
         folder: The data set, opened with `manifest`.
-        shard: Number of the shard from 0.
+        shards: Numbers of shards, from 0.
         teacher: The teacher of `manifest`.
         manifest: The settings.
         progress: Called with the number of pairs after every teacher batch; what it raises drops
-            the shard and leaves nothing behind.
+            the shard in hand and leaves nothing of it behind.
+
+    Raises:
+        InputError: If the teacher makes images that are not finite.
+        OSError: If the disk is full or the folder cannot be written to.
     """
-    first = shard * manifest.pairs_per_shard
-    buffer = io.BytesIO()
-    with TarWriter(buffer, mtime=0) as tar:  # no clock in the bytes
-        for start in range(0, manifest.pairs_per_shard, manifest.teacher_batch_size):
-            count = min(manifest.teacher_batch_size, manifest.pairs_per_shard - start)
-            indices = range(first + start, first + start + count)
-            noise, labels = noises.draw(
-                manifest.seed, indices, manifest.image_shape, manifest.num_classes
-            )
-            images = teacher(noise, labels).cpu()
-            if not torch.isfinite(images).all():
-                raise InputError(
-                    f"expected finite images, got inf or nan among indices {indices[0]} to "
-                    f"{indices[-1]}; the teacher diverges"
-                )
-            for sample in encode(
-                indices[0], noise, images, labels, manifest.image_format, manifest.pack
-            ):
-                tar.write(sample)
-            progress(count)
-    data = buffer.getvalue()
-    record = ShardRecord(
-        count=manifest.pairs_per_shard,
-        first_index=first,
-        sha256=hashlib.sha256(data).hexdigest(),
-        bytes=len(data),
-    )
-    temporary = hidden_path(tar_path(folder, shard))
+    records: list[ShardRecord] = []
+    opened: deque[_OpenShard] = deque()
+    pending: deque[Future[ShardRecord | None]] = deque()
+
+    def wait(at_most: int) -> None:
+        while len(pending) > at_most:
+            if (record := pending.popleft().result()) is not None:
+                records.append(record)
+                opened.popleft().close()
+
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(folder, shard, temporary, record)
+        with ThreadPoolExecutor(1) as background:  # its end waits for what has been handed over
+            for shard in shards:
+                opened.append(tar := _OpenShard(folder, shard, manifest))
+                for indices, noise, labels in _draws(shard, manifest):
+                    images = teacher(noise, labels).cpu()
+                    pending.append(background.submit(tar.add, indices, noise, images, labels))
+                    wait(at_most=AHEAD)
+                    progress(len(indices))
+                pending.append(background.submit(tar.publish))
+            wait(at_most=0)
     finally:
-        temporary.unlink(missing_ok=True)
-    return record
+        for tar in opened:
+            tar.close()
+    return records
+
+
+def _draws(shard: int, manifest: Manifest) -> Iterator[tuple[range, Tensor, Tensor | None]]:
+    """Yield indices, noise and labels of the teacher batches of a shard, one drawn ahead."""
+    first, end = (n * manifest.pairs_per_shard for n in (shard, shard + 1))
+
+    def draw(start: int) -> tuple[range, Tensor, Tensor | None]:
+        indices = range(start, min(start + manifest.teacher_batch_size, end))
+        shape, classes = manifest.image_shape, manifest.num_classes
+        return indices, *noises.draw(manifest.seed, indices, shape, classes)
+
+    with ThreadPoolExecutor(1) as background:
+        starts = range(first, end, manifest.teacher_batch_size)
+        following = background.submit(draw, starts[0])
+        for start in starts[1:]:
+            now, following = following, background.submit(draw, start)
+            yield now.result()
+        yield following.result()
+
+
+class _OpenShard:
+    """A tar under a hidden name that becomes a shard, or vanishes."""
+
+    def __init__(self, folder: Path, shard: int, manifest: Manifest) -> None:
+        self.folder, self.shard, self.manifest = folder, shard, manifest
+        self.path = hidden_path(tar_path(folder, shard))
+        self.count, self.bytes, self.digest, self.dropped = 0, 0, hashlib.sha256(), False
+
+        self.file = self.path.open("wb")
+        self.tar = TarWriter(self, mtime=0)  # no clock in the bytes
+
+    def close(self) -> None:
+        """Remove what has not been published."""
+        self.dropped = True
+        self.tar.close()
+        self.file.close()
+        self.path.unlink(missing_ok=True)
+
+    def write(self, data: bytes) -> int:
+        """Take bytes from the tar writer, whose last ones nobody needs once a shard is dropped."""
+        if self.dropped:
+            return len(data)
+        self.digest.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+    def add(self, indices: range, noise: Tensor, images: Tensor, labels: Tensor | None) -> None:
+        """Encode and write the pairs of a teacher batch."""
+        if not torch.isfinite(images).all():
+            raise InputError(
+                f"expected finite images, got inf or nan among indices {indices[0]} to "
+                f"{indices[-1]}; the teacher diverges"
+            )
+        form, pack = self.manifest.image_format, self.manifest.pack
+        with self._named_errors():
+            for sample in encode(indices[0], noise, images, labels, form, pack):
+                self.tar.write(sample)
+        self.count += len(indices)
+
+    def publish(self) -> ShardRecord | None:
+        """Finish the tar, make it durable and let it exist."""
+        if self.count != self.manifest.pairs_per_shard:  # a batch before could not be written
+            return None
+        with self._named_errors():
+            self.tar.close()
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            record = ShardRecord(
+                count=self.count,
+                first_index=self.shard * self.manifest.pairs_per_shard,
+                sha256=self.digest.hexdigest(),
+                bytes=self.bytes,
+            )
+            publish(self.folder, self.shard, self.path, record)
+        return record
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # a failed write does not know its file
+            path = tar_path(self.folder, self.shard)
+            raise OSError(error.errno, error.strerror, str(path)) from error
