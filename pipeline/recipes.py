@@ -97,12 +97,6 @@ def _equilibria(full: Recipe) -> Recipe:
     unrolled = replace(full.students["digits"], max_train_steps=2000)
     corrected = replace(unrolled, gradient="phantom", solver_max_steps=12, solver_tol=1e-2)
     plain = replace(GETModel(), map="plain")
-    jacobian = {
-        f"jacobian-{weight:g}": replace(
-            corrected, jacobian_weight=weight, jacobian_probability=0.25
-        )
-        for weight in (0.03, 0.1, 0.3, 1.0)
-    }
     ways = {
         "": corrected,
         "plain": replace(unrolled, model=plain),
@@ -111,7 +105,10 @@ def _equilibria(full: Recipe) -> Recipe:
         "phantom": replace(corrected, unrolled_iterations=0),
         "implicit": replace(corrected, gradient="implicit", unrolled_iterations=0),
         "implicit-iterates": replace(corrected, gradient="implicit"),
-        **jacobian,
+        "jacobian-0.1": replace(corrected, jacobian_weight=0.1, jacobian_probability=0.5),
+        "jacobian-0.3": replace(corrected, jacobian_weight=0.3, jacobian_probability=0.5),
+        "jacobian-1": replace(corrected, jacobian_weight=1.0, jacobian_probability=0.5),
+        "jacobian-1-unrolled": replace(unrolled, jacobian_weight=1.0, jacobian_probability=0.5),
     }
     students = {
         (name := f"equilibria-{way}".rstrip("-")): replace(c, output_dir=RUNS / name)
