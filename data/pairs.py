@@ -11,18 +11,19 @@ Any webdataset reader can read the tars. `writer.py` writes them, `reader.py` re
 import io
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 import numpy as np
 import torch
 from PIL import Image
 
+from data.store import Cached, Folder, Source, Store, hidden_path, open_store
 from get.errors import InputError
 from get.images import from_pil, to_pil, to_uint8
 
@@ -46,11 +47,13 @@ class Manifest:
         image_format: Encoding of the images.
         pairs_per_shard: Pairs a shard.
         pack: Pairs a member of a tar.
+        execution: The teacher's precision and speed, where not the default.
+        vae: Folder or hub id whose `vae/` decodes the pairs if they are latents; None for images.
     """
 
     schema: int = SCHEMA
     teacher: str
-    sampler: dict[str, int]
+    sampler: dict[str, Any]
     evaluations: int
     seed: int
     teacher_batch_size: int
@@ -59,6 +62,8 @@ class Manifest:
     image_format: ImageFormat
     pairs_per_shard: int
     pack: int = 1
+    execution: dict[str, Any] = field(default_factory=dict)
+    vae: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,32 +83,48 @@ class ShardRecord:
     bytes: int
 
 
+class DamagedShard(InputError):
+    """A shard that is missing or not what its record says; the place answered, though."""
+
+
+def tar_name(shard: int) -> str:
+    """Return the file name of a shard's tar."""
+    return f"pairs-{shard:06d}.tar"
+
+
+def record_name(shard: int) -> str:
+    """Return the file name of a shard's record."""
+    return f"pairs-{shard:06d}.json"
+
+
 def tar_path(folder: Path, shard: int) -> Path:
-    """Return where a shard's tar lies."""
-    return folder / f"pairs-{shard:06d}.tar"
+    """Return where a shard's tar lies in a local folder."""
+    return folder / tar_name(shard)
 
 
 def record_path(folder: Path, shard: int) -> Path:
-    """Return where a shard's record lies."""
-    return folder / f"pairs-{shard:06d}.json"
+    """Return where a shard's record lies in a local folder."""
+    return folder / record_name(shard)
 
 
-def hidden_path(path: Path) -> Path:
-    """Return a temporary name beside `path`; process ids repeat across threads and machines."""
-    return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest of a data set.
+def read_manifest(folder: Source) -> Manifest:
+    """Read and check the manifest of a data set, wherever it lies.
 
     Raises:
         InputError: If there is none, or it is of another schema.
     """
     try:
-        fields = json.loads((folder / "manifest.json").read_text())
+        fields = json.loads(open_store(folder).read("manifest.json"))
         if (schema := fields.get("schema")) == SCHEMA:
             return Manifest(**fields | {"image_shape": tuple(fields["image_shape"])})
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (
+        OSError,
+        UnicodeError,
+        json.JSONDecodeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise InputError(
             f"expected pairs in {folder}, got no readable manifest.json; "
             "make them with pipeline/make_pairs.py"
@@ -128,7 +149,11 @@ def open_data_set(folder: Path, manifest: Manifest) -> None:
         os.link(temporary, path)
     except (FileExistsError, FileNotFoundError):  # the latter: tidied up by another writer
         old, new = asdict(read_manifest(folder)), asdict(manifest)
-        different = [f"{k} was {old[k]!r}, is {new[k]!r}" for k in new if old[k] != new[k]]
+        different = [
+            f"{k} was {old[k]!r}, is {new[k]!r}"
+            for k in new
+            if old[k] != new[k] and k != "vae"  # the fingerprint names the teacher, not its place
+        ]
         if different:
             raise InputError(
                 f"expected the settings of the pairs in {folder}, got: {'; '.join(different)}; "
@@ -138,16 +163,21 @@ def open_data_set(folder: Path, manifest: Manifest) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_record(folder: Path, shard: int) -> ShardRecord | None:
-    """Return the record of a shard, or None if the shard does not exist (yet)."""
+def read_record(folder: Source, shard: int) -> ShardRecord | None:
+    """Return the record of a shard, or None if the shard does not exist (yet).
+
+    Raises:
+        DamagedShard: If it is no record.
+    """
+    store = open_store(folder)
     try:
-        return ShardRecord(**json.loads(record_path(folder, shard).read_text()))
+        return ShardRecord(**json.loads(store.read(record_name(shard))))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, TypeError) as error:
-        path = record_path(folder, shard)
-        raise InputError(
-            f"expected a shard record in {path}, got {type(error).__name__}; "
+    except (UnicodeError, json.JSONDecodeError, TypeError) as error:
+        place = store.place(record_name(shard))
+        raise DamagedShard(
+            f"expected a shard record in {place}, got {type(error).__name__}; "
             "delete it and run make_pairs.py again"
         ) from error
 
@@ -177,13 +207,20 @@ def tidy(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def count_shards(folder: Path) -> int:
+def count_shards(folder: Source) -> int:
     """Return the number of finished shards.
+
+    A local folder is listed; elsewhere records are looked up by doubling and bisection, which
+    cannot see a gap (whoever reads the missing shard will).
 
     Raises:
         InputError: If there is a gap: a later shard is finished and an earlier one is not.
     """
-    shards = sorted(int(p.stem[6:]) for p in folder.glob("pairs-??????.json"))
+    store = open_store(folder)
+    store = store.store if isinstance(store, Cached) else store
+    if not isinstance(store, Folder):
+        return _count_unlisted(store)
+    shards = sorted(int(p.stem[6:]) for p in store.path.glob("pairs-??????.json"))
     for expected, shard in enumerate(shards):
         if shard != expected:
             raise InputError(
@@ -191,6 +228,19 @@ def count_shards(folder: Path) -> int:
                 "finished; run make_pairs.py to its end"
             )
     return len(shards)
+
+
+def _count_unlisted(store: Store) -> int:
+    """Return n where shard n - 1 exists and shard n does not."""
+
+    def exists(shard: int) -> bool:
+        return read_record(store, shard) is not None
+
+    end = 1
+    while exists(end - 1):
+        end *= 2
+    low, high = end // 2, end - 1  # shard low - 1 exists, shard high does not
+    return bisect_left(range(end), True, low, high, key=lambda shard: not exists(shard))
 
 
 def encode(
@@ -246,7 +296,7 @@ def decode(sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray |
     """
     noise = _array(sample["latent.npy"])
     if "image.png" in sample:
-        with Image.open(io.BytesIO(sample["image.png"])) as picture:
+        with Image.open(io.BytesIO(sample["image.png"]), formats=("PNG",)) as picture:
             images = from_pil(picture).numpy()
     else:
         images = _array(sample["image.npy"])
@@ -265,10 +315,10 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _array(data: bytes) -> np.ndarray:
+def _array(data: bytes | memoryview) -> np.ndarray:
     """Read an array; the parsed header is remembered, for parsing takes longer than the rest."""
     size = 10 + int.from_bytes(data[8:10], "little")
-    dtype, shape = _header(data[:size])
+    dtype, shape = _header(bytes(data[:size]))
     if len(data) != size + dtype.itemsize * prod(shape):
         raise ValueError(f"{len(data)} bytes of an array of {shape} {dtype}")
     return np.frombuffer(data, dtype, offset=size).reshape(shape)

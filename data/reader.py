@@ -6,13 +6,11 @@ every stream, in stream order, so neither the number of processes nor of loader 
 its content, and no state needs saving. Shards are decoded whole and kept while they fit.
 """
 
-import tarfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +18,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from data.pairs import decode, read_record, tar_path
+from data.pairs import DamagedShard, decode, read_record, tar_name
+from data.store import Source, open_store
+from data.tar import samples
 from get.errors import InputError
 from get.images import from_uint8
 
@@ -66,6 +65,8 @@ class Shard(NamedTuple):
 
 def concatenate(parts: list[Shard]) -> Shard:
     """Return the pairs of all parts in order."""
+    if len(parts) == 1:
+        return parts[0]
     labels = [part.labels for part in parts if part.labels is not None]
     return Shard(
         torch.cat([part.noise for part in parts]),
@@ -74,36 +75,42 @@ def concatenate(parts: list[Shard]) -> Shard:
     )
 
 
-def read_shard(folder: Path, shard: int) -> Shard:
-    """Decode one shard in index order.
+def read_shard(source: Source, shard: int) -> Shard:
+    """Decode one shard in index order, after comparing it with its record.
 
     Raises:
-        InputError: If it is missing or damaged, naming it.
+        DamagedShard: If it is missing or not what its record says, naming it.
+        InputError: If the place where it lies does not answer.
     """
-    record, path = read_record(folder, shard), tar_path(folder, shard)
-    pairs = []
+    store = open_store(source)
+    record, name = read_record(store, shard), tar_name(shard)
+    expected = f"{record.count} pairs in {record.bytes} bytes" if record else "a finished shard"
     try:
         if record is None:
             raise FileNotFoundError("no record")
-        if path.stat().st_size != record.bytes:
-            raise ValueError(f"{path.stat().st_size} bytes")
-        with path.open("rb") as file:
-            members = tar_file_expander([{"url": str(path), "stream": file}])
-            pairs = [decode(sample) for sample in group_by_keys(members)]
-        # webdataset ends silently at many kinds of damage, so the count has to be looked at.
-        found = sum(len(pair[0]) for pair in pairs)
-        if found != record.count:
-            raise ValueError(f"{found} pairs")
-        noise = torch.from_numpy(np.concatenate([pair[0] for pair in pairs]))
-        images = torch.from_numpy(np.concatenate([pair[1] for pair in pairs]))
-    except (OSError, ValueError, KeyError, tarfile.ReadError) as error:
-        expected = f"{record.count} pairs in {record.bytes} bytes" if record else "a finished shard"
-        raise InputError(
-            f"expected {expected} in {path}, got {type(error).__name__}: {error}; "
-            f"delete {path.name} and its .json and run make_pairs.py again"
+        data = store.read_whole(name, record.bytes, record.sha256)
+        return _stack([decode(sample) for sample in samples(data)], record.count)
+    except InputError:  # the store does not answer; nothing is known about the shard
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise DamagedShard(
+            f"expected {expected} in {store.place(name)}, got {type(error).__name__}: {error}; "
+            f"delete {name} and its .json and run make_pairs.py again, or train with "
+            "--skip_damaged_shards"
         ) from error
-    labels = [pair[2] for pair in pairs if pair[2] is not None]
-    return Shard(noise, images, torch.from_numpy(np.concatenate(labels)) if labels else None)
+
+
+def _stack(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]], count: int) -> Shard:
+    """Put decoded members together, checking the sums: a sha256 vouches for bytes, not sense."""
+    labels = [part[2] for part in pairs if part[2] is not None]
+    for found in [[part[0] for part in pairs], [part[1] for part in pairs], labels or None]:
+        if found is not None and (rows := sum(map(len, found))) != count:
+            raise ValueError(f"{rows} pairs")
+    return Shard(
+        torch.from_numpy(np.concatenate([part[0] for part in pairs])),
+        torch.from_numpy(np.concatenate([part[1] for part in pairs])),
+        torch.from_numpy(np.concatenate(labels)) if labels else None,
+    )
 
 
 def as_floats(images: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -116,7 +123,7 @@ class Order:
     """Which pairs make up which batch.
 
     Attributes:
-        folder: The data set.
+        source: The data set: a folder, an address, or a store.
         shards: Shards 0 .. shards - 1 are read.
         pairs_per_shard: Pairs a shard.
         seed: Of the permutations.
@@ -124,7 +131,7 @@ class Order:
         batch_size: Pairs a global batch.
     """
 
-    folder: Path
+    source: Source
     shards: int
     pairs_per_shard: int
     seed: int
@@ -136,7 +143,7 @@ class Order:
         if self.shards < 1 or self.shards % self.streams:
             raise InputError(
                 f"expected training shards that {self.streams} streams divide, got {self.shards} "
-                f"in {self.folder}; make more pairs or choose other streams or holdout_shards"
+                f"in {self.source}; make more pairs or choose other streams or holdout_shards"
             )
         if self.batch_size % self.streams:
             raise InputError(
@@ -144,17 +151,30 @@ class Order:
                 f"got {self.batch_size}"
             )
 
-    def chunk(self, stream: int, step: int) -> list[tuple[int, Int[np.ndarray, " pairs"]]]:
-        """Return (shard, positions inside it) of what a stream gives to a global batch."""
+    def chunk(
+        self, stream: int, step: int, damaged: Collection[int] = ()
+    ) -> list[tuple[int, Int[np.ndarray, " pairs"]]]:
+        """Return (shard, positions inside it) of what a stream gives to a global batch.
+
+        In place of a damaged shard the same positions are taken of the shard that is the stream's
+        next in this epoch, or where all of those are damaged, of the epoch's first that is not.
+        """
         size = self.batch_size // self.streams
         position, end = step * size, (step + 1) * size
         pieces = []
         while position < end:
             turn, inside = divmod(position, self.pairs_per_shard)  # turn: the stream's nth shard
             epoch, place = divmod(turn, self.shards // self.streams)
-            shard = int(_permutation(self.shards, self.seed, epoch)[place * self.streams + stream])
+            shards = _permutation(self.shards, self.seed, epoch)
+            shard = int(shards[place * self.streams + stream])
             take = min(end - position, self.pairs_per_shard - inside)
             order = _permutation(self.pairs_per_shard, self.seed, epoch, shard + 1)
+            if shard in damaged:
+                spare = [
+                    *np.roll(shards[stream :: self.streams], -place).tolist(),
+                    *shards.tolist(),
+                ]
+                shard = next((n for n in spare if n not in damaged), shard)
             pieces.append((shard, order[inside : inside + take]))
             position += take
         return pieces
@@ -168,41 +188,74 @@ def _permutation(length: int, seed: int, epoch: int, what: int = 0) -> Int[np.nd
     return np.argsort(bits.random_raw(length), kind="stable")
 
 
+class _Chunk(NamedTuple):
+    """What a stream gives to a batch, and the damaged shards that were met for the first time."""
+
+    pairs: Shard
+    damaged: dict[int, str]
+
+
 class _Chunks(IterableDataset):
     """What one loader process reads: step after step, its streams in order, a chunk each.
 
-    A damaged shard ends it with the sentence that says so.
+    A damaged shard is told with the chunk it was needed for; an exception would carry a worker's
+    traceback. Without `skip` it ends the stream, as does a store that does not answer.
     """
 
-    def __init__(self, order: Order, streams: range, start: int) -> None:
-        self.order, self.streams, self.start = order, streams, start
+    def __init__(self, order: Order, streams: range, start: int, skip: bool) -> None:
+        self.order, self.streams, self.start, self.skip = order, streams, start, skip
 
-    def __iter__(self) -> Iterator[Shard | str]:
+    def __iter__(self) -> Iterator[_Chunk | str]:
         worker = get_worker_info()
         streams = self.streams if worker is None else self.streams[worker.id :: worker.num_workers]
-        shards = _Shards(self.order.folder, at_least=len(streams) + 1)
+        shards = _Shards(self.order, at_least=len(streams) + 1)
+        known: set[int] = set()
         for step in count(self.start):
             for stream in streams:
-                chunk = self.order.chunk(stream, step)
                 try:
-                    pieces = [shards[n].take(places) for n, places in chunk]
-                except InputError as error:  # raised here, it would carry a worker's traceback
+                    chunk = self._chunk(shards, stream, step, known)
+                except InputError as error:
                     yield str(error)
                     return
-                yield concatenate(pieces)
+                known.update(chunk.damaged)
+                yield chunk
+
+    def _chunk(self, shards: "_Shards", stream: int, step: int, known: set[int]) -> _Chunk:
+        """Read a chunk, around the damaged shards that are known and those it meets."""
+        met: dict[int, str] = {}
+        while True:
+            pieces = []
+            for number, places in self.order.chunk(stream, step, known | met.keys()):
+                try:
+                    pieces.append(shards[number].take(places))
+                except DamagedShard as error:
+                    if not self.skip or number in known or number in met:  # or there is no other
+                        raise
+                    met[number] = str(error)
+                    break
+            else:
+                return _Chunk(concatenate(pieces), met)
 
 
 class _Shards:
     """Decoded shards, the least recently used ones dropped once they take too much memory."""
 
-    def __init__(self, folder: Path, at_least: int) -> None:
-        self.folder, self.at_least = folder, at_least
+    def __init__(self, order: Order, at_least: int) -> None:
+        self.store, self.at_least = open_store(order.source), at_least
+        self.pairs = order.pairs_per_shard
         self.kept: OrderedDict[int, Shard] = OrderedDict()
 
     def __getitem__(self, number: int) -> Shard:
         if number not in self.kept:
-            self.kept[number] = read_shard(self.folder, number)
-            each = sum(t.nbytes for t in self.kept[number] if t is not None)
+            shard = read_shard(self.store, number)
+            if len(shard.noise) != self.pairs:
+                place = self.store.place(tar_name(number))
+                raise DamagedShard(
+                    f"expected {self.pairs} pairs in {place}, got {len(shard.noise)}; "
+                    "shards of one data set are of one length"
+                )
+            self.kept[number] = shard
+            each = sum(t.nbytes for t in shard if t is not None)
             while len(self.kept) > max(self.at_least, CACHE_BYTES // each):
                 self.kept.popitem(last=False)
         self.kept.move_to_end(number)
@@ -210,9 +263,15 @@ class _Shards:
 
 
 def batches(
-    order: Order, *, rank: int = 0, processes: int = 1, start: int = 0, workers: int = 0
+    order: Order,
+    *,
+    rank: int = 0,
+    processes: int = 1,
+    start: int = 0,
+    workers: int = 0,
+    damaged: Callable[[int, str], object] | None = None,
 ) -> Iterator[Batch]:
-    """Yield this process's part of global batch `start`, `start + 1`, ... for ever.
+    """Return this process's part of global batch `start`, `start + 1`, ... for ever.
 
     Args:
         order: Which pairs make up which batch.
@@ -220,9 +279,12 @@ def batches(
         processes: Number of processes; each gets consecutive streams.
         start: First global batch; nothing before it is opened or decoded.
         workers: Loader processes; 0 reads in this one.
+        damaged: Called once with number and description of each damaged shard that this process
+            meets; others are read in its place (see `Order.chunk`). None stops at the first.
 
     Raises:
-        InputError: If processes times loader workers do not divide the streams.
+        InputError: If processes times loader workers do not divide the streams; from the iterator,
+            if a shard is damaged and may not be skipped or the data set cannot be reached.
     """
     if order.streams % (processes * max(workers, 1)):
         raise InputError(
@@ -230,17 +292,26 @@ def batches(
             f"got {processes} x {max(workers, 1)}; choose other numbers"
         )
     each = order.streams // processes
-    chunks = _Chunks(order, range(rank * each, (rank + 1) * each), start)
+    streams = range(rank * each, (rank + 1) * each)
+    chunks = _Chunks(order, streams, start, skip=damaged is not None)
     # Its own generator: the seeds of loader workers would be drawn from the global one.
     generator = torch.Generator()
-    loader = iter(DataLoader(chunks, batch_size=None, num_workers=workers, generator=generator))
-    while True:
-        # Loader workers answer in turn, so their chunks come in stream order.
-        part = concatenate([_checked(next(loader)) for _ in range(each)])
-        yield Batch(part.noise, as_floats(part.images), part.labels)
 
+    def assemble() -> Iterator[Batch]:
+        loader = iter(DataLoader(chunks, batch_size=None, num_workers=workers, generator=generator))
+        told: set[int] = set()  # loader workers do not know of each other's
+        while True:
+            parts = []
+            for _ in streams:  # loader workers answer in turn, so chunks come in stream order
+                chunk = next(loader)
+                if isinstance(chunk, str):
+                    raise InputError(chunk)
+                parts.append(chunk.pairs)
+                for number, description in chunk.damaged.items():
+                    if damaged is not None and number not in told:
+                        told.add(number)
+                        damaged(number, description)
+            part = concatenate(parts)
+            yield Batch(part.noise, as_floats(part.images), part.labels)
 
-def _checked(chunk: Shard | str) -> Shard:
-    if isinstance(chunk, str):
-        raise InputError(chunk)
-    return chunk
+    return assemble()

@@ -9,10 +9,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -24,29 +25,82 @@ from data.pairs import (
     ShardRecord,
     encode,
     hidden_path,
+    open_data_set,
     publish,
+    read_record,
     tar_path,
 )
-from data.teachers import Sampler
+from data.teachers import Execution, Recorded, Sampler, Teacher, open_teacher
 from get import noise as noises
 from get.errors import InputError
 
 AHEAD = 2  # batches that may wait to be encoded
 
 
-@runtime_checkable  # the tests check annotations
-class Teacher(Protocol):
-    """What the writer needs of a teacher; see `data/teachers`."""
+@dataclass(frozen=True, kw_only=True)
+class PairSettings:
+    """All that decides the bytes of a data set, and where it lies.
 
-    image_shape: tuple[int, int, int]
-    num_classes: int | None
-    evaluations: int
-    fingerprint: str
-    sampler: Sampler
+    Attributes:
+        teacher: As in `data.teachers.open_teacher`.
+        folder: The data set's folder.
+        sampler: The teacher's sampler.
+        execution: The teacher's precision and speed.
+        seed: With an index it names a pair's noise and label.
+        teacher_batch_size: Images made at once, cut inside each shard.
+        pairs_per_shard: Pairs a shard.
+        image_format: Encoding of the images.
+        pack: Pairs a member of a tar.
+    """
 
-    def __call__(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Return float32 images of unit normal noise."""
-        ...
+    teacher: str
+    folder: Path
+    sampler: Sampler = Sampler()  # noqa: RUF009  frozen
+    execution: Execution = Execution()  # noqa: RUF009  frozen
+    seed: int = 0
+    teacher_batch_size: int = 256
+    pairs_per_shard: int = 1024
+    image_format: ImageFormat = "png"
+    pack: int = 1
+
+
+def generate_shard(
+    settings: PairSettings, shard: int, device: torch.device | str = "cpu"
+) -> ShardRecord:
+    """Make one shard, or return its record if it is there: one call, pure, for any scheduler.
+
+    The teacher stays open in this process between calls with the same settings.
+
+    Args:
+        settings: All that decides the bytes.
+        shard: Its number from 0.
+        device: Where the teacher runs.
+
+    Raises:
+        InputError: If there is no such teacher, or the folder holds pairs of other settings.
+    """
+    if (record := read_record(settings.folder, shard)) is not None:
+        return record
+    teacher, manifest = _opened(settings, device)
+    return write_shard(settings.folder, shard, teacher, manifest)
+
+
+def open_pairs(settings: PairSettings, device: torch.device | str) -> tuple[Teacher, Manifest]:
+    """Open the teacher, and the data set in its folder; arguments as in `generate_shard`."""
+    teacher = open_teacher(settings.teacher, settings.sampler, device, settings.execution)
+    manifest = describe(
+        teacher,
+        seed=settings.seed,
+        teacher_batch_size=settings.teacher_batch_size,
+        pairs_per_shard=settings.pairs_per_shard,
+        image_format=settings.image_format,
+        pack=settings.pack,
+    )
+    open_data_set(settings.folder, manifest)
+    return teacher, manifest
+
+
+_opened = lru_cache(maxsize=1)(open_pairs)
 
 
 def describe(
@@ -56,6 +110,7 @@ def describe(
     teacher_batch_size: int,
     pairs_per_shard: int,
     image_format: ImageFormat,
+    pack: int = 1,
 ) -> Manifest:
     """Return the manifest of the pairs this teacher would make with these settings.
 
@@ -69,7 +124,9 @@ def describe(
         )
     return Manifest(
         teacher=teacher.fingerprint,
-        sampler=asdict(teacher.sampler),
+        sampler=teacher.sampler.settings(),
+        execution=teacher.execution.settings() if isinstance(teacher, Recorded) else {},
+        vae=teacher.vae_source if isinstance(teacher, Recorded) else None,
         evaluations=teacher.evaluations,
         seed=seed,
         teacher_batch_size=teacher_batch_size,
@@ -77,6 +134,7 @@ def describe(
         num_classes=teacher.num_classes,
         image_format=image_format,
         pairs_per_shard=pairs_per_shard,
+        pack=pack,
     )
 
 
@@ -170,13 +228,15 @@ class _OpenShard:
         self.count, self.bytes, self.digest, self.dropped = 0, 0, hashlib.sha256(), False
 
         self.file = self.path.open("wb")
-        self.tar = TarWriter(self, mtime=0)  # no clock in the bytes
+        # No clock in the bytes.
+        self.tar = TarWriter(cast(BinaryIO, self), mtime=0)
 
     def close(self) -> None:
         """Remove what has not been published."""
         self.dropped = True
         self.tar.close()
-        self.file.close()
+        with suppress(OSError):  # a full disk refuses what is still buffered
+            self.file.close()
         self.path.unlink(missing_ok=True)
 
     def write(self, data: bytes) -> int:

@@ -4,9 +4,10 @@ pipeline = GETPipeline.from_pretrained("runs/digits", use_safetensors=True)
 images = pipeline(batch_size=4, class_labels=[0, 1, 2, 3], generator=generator).images
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -21,15 +22,19 @@ class GETPipeline(DiffusionPipeline):
 
     Args:
         model: The distilled model.
+        vae: Decodes the images of a model that makes latents, scaled by `vae.config.scaling_factor`
+            as diffusers does; None if the model makes images.
     """
 
-    model_cpu_offload_seq = "model"
+    model_cpu_offload_seq = "model->vae"
+    _optional_components = ["vae"]  # noqa: RUF012  diffusers' own
     model: GET | ViT
+    vae: AutoencoderKL | None
 
-    def __init__(self, model: GET | ViT) -> None:
-        """Register the model as the pipeline's one component."""
+    def __init__(self, model: GET | ViT, vae: AutoencoderKL | None = None) -> None:
+        """Register the components."""
         super().__init__()
-        self.register_modules(model=model)
+        self.register_modules(model=model, vae=vae)
 
     @torch.no_grad()
     def __call__(
@@ -81,6 +86,7 @@ class GETPipeline(DiffusionPipeline):
             raise InputError("expected no iterations, got some; the model is a ViT")
         else:
             images = model(noise, labels)
+        images: Any = self.to_images(images)
         if output_type == "pil":
             result = [to_pil(image) for image in to_uint8(images)]
         else:
@@ -88,6 +94,13 @@ class GETPipeline(DiffusionPipeline):
             if output_type == "np":
                 result = result.permute(0, 2, 3, 1).numpy()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
+
+    def to_images(self, made: Tensor) -> Tensor:
+        """Return what the model has made as images in [-1, 1]: latents go through the VAE."""
+        if self.vae is None:
+            return made
+        latents = made.to(self.vae.device, self.vae.dtype) / self.vae.config["scaling_factor"]
+        return self.vae.decode(latents, return_dict=False)[0]
 
     def _labels(
         self,

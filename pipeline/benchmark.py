@@ -2,26 +2,40 @@
 
     memory   bytes of a training step against iterations (benchmark_memory.py)
     modes    every way of training a GET, side by side (benchmark_modes.py)
+    pairs    the whole job of writing pairs beside its teacher alone (benchmark_pairs.py)
+    reader   pairs per second of the reader beside webdataset's own (benchmark_reader.py)
     solvers  time and memory of the solvers beside torchdeq's (benchmark_solvers.py)
 
 A claim of speed or memory is a ratio of two things measured in one run; each writes its JSON.
 """
 
-from pipeline import benchmark_memory, benchmark_modes, benchmark_solvers, cli
-from pipeline.config_measure import MemoryConfig, ModesConfig, SolversConfig
+from collections.abc import Callable
+from typing import Any
+
+from pipeline import (
+    benchmark_memory,
+    benchmark_modes,
+    benchmark_pairs,
+    benchmark_reader,
+    benchmark_solvers,
+    cli,
+)
+from pipeline.config_measure import (
+    MemoryConfig,
+    ModesConfig,
+    ReaderConfig,
+    SolversConfig,
+    WriterConfig,
+)
 from pipeline.recipes import BENCHMARKS
 
-
-def main(config: MemoryConfig | ModesConfig | SolversConfig) -> None:
-    """Run the benchmark whose settings these are."""
-    match config:
-        case MemoryConfig():
-            benchmark_memory.main(config)
-        case ModesConfig():
-            benchmark_modes.main(config)
-        case SolversConfig():
-            benchmark_solvers.main(config)
-
+MAINS: dict[type, Callable[[Any], None]] = {
+    MemoryConfig: benchmark_memory.main,
+    ModesConfig: benchmark_modes.main,
+    ReaderConfig: benchmark_reader.main,
+    SolversConfig: benchmark_solvers.main,
+    WriterConfig: benchmark_pairs.main,
+}
 
 if __name__ == "__main__":
-    cli.run(main, BENCHMARKS)
+    cli.run(lambda config: MAINS[type(config)](config), BENCHMARKS)

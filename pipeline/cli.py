@@ -22,7 +22,10 @@ from get.errors import InputError
 
 Config = TypeVar("Config")
 
-RESOURCE_ERRORS = (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR)
+RESOURCE_ERRORS = (
+    *(errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR),
+    *(errno.EIO, errno.ESTALE, errno.ENOTCONN),  # a mount that has gone
+)
 
 
 class Failed(RuntimeError):
@@ -74,12 +77,22 @@ def run(
         table: Its recipes.
         default: The recipe that flags alone start from, for scripts where a recipe says little.
     """
+    arguments = sys.argv[1:]
+    flags_alone = arguments and arguments[0].startswith("--") and arguments[0] != "--help"
+    given = [default, *arguments] if default and flags_alone else arguments
+    _end_with_code(lambda: main(_parse(table, given)))
+
+
+def run_alone(main: Callable[[Config], None], kind: type[Config]) -> None:
+    """Do the same for a script without recipes, whose arguments are the fields of `kind`."""
+    _end_with_code(lambda: main(tyro.cli(kind, description=(kind.__doc__ or "").split("\n")[0])))
+
+
+def _end_with_code(work: Callable[[], None]) -> None:
     disable_progress_bar()  # diffusers shows one for every file it loads
     name = os.path.splitext(os.path.basename(sys.argv[0]))[0]  # noqa: PTH119, PTH122
     try:
-        arguments = sys.argv[1:]
-        flags_alone = arguments and arguments[0].startswith("--") and arguments[0] != "--help"
-        main(_parse(table, [default, *arguments] if default and flags_alone else arguments))
+        work()
     except InputError as error:
         _end(name, str(error), 2)
     except Failed as error:

@@ -6,9 +6,12 @@ Those of what measures are in config_measure.py.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from data.pairs import ImageFormat
+from data.teachers import SamplerName
 from get.errors import InputError
 from get.losses import PixelLoss
 from get.models import Map, Start
@@ -129,24 +132,40 @@ class PairsConfig:
     """Let a teacher write noise/image pairs.
 
     Attributes:
-        teacher: A teacher in diffusers format.
+        teacher: A folder or hub id in diffusers format, or an EDM checkpoint.
         output_dir: The data set's folder; the same command writes only what is missing.
         num_pairs: Pairs in all, a multiple of pairs_per_shard; more may be asked for later.
         pairs_per_shard: Pairs a tar file.
         teacher_batch_size: Images the teacher makes at once.
-        num_inference_steps: Steps of the Heun sampler (2 n - 1 network evaluations).
+        num_inference_steps: Steps of the sampler (Heun: 2 n - 1 network evaluations).
+        sampler: "auto" is what the teacher's own scheduler means.
+        guidance_scale: Classifier-free guidance, for teachers that know a null label.
         seed: With an index it names a pair's noise and label.
         image_format: "png" (8 bit), "npy" (float16, unquantised) or "npy32".
+        pack: Pairs a member of the tar; stacks of hundreds are written and read much faster.
+        mixed_precision: Precision of the teacher's network.
+        compile: Run the teacher's network through torch.compile.
+        memory_format: Layout of the teacher's convolutions.
+        task_index: Which share of the shards this job writes; None asks Slurm or torchrun.
+        num_tasks: Shares in all; None asks Slurm or torchrun.
     """
 
-    teacher: Path
+    teacher: str
     output_dir: Path
     num_pairs: int
     pairs_per_shard: int = 1024
     teacher_batch_size: int = 256
     num_inference_steps: int = 18
+    sampler: SamplerName = "auto"
+    guidance_scale: float = 1.0
     seed: int = 0
     image_format: ImageFormat = "png"
+    pack: int = 1
+    mixed_precision: Literal["no", "bf16"] = "no"
+    compile: bool = False
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    task_index: int | None = None
+    num_tasks: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that do not divide."""
@@ -154,12 +173,18 @@ class PairsConfig:
             num_pairs=self.num_pairs,
             pairs_per_shard=self.pairs_per_shard,
             teacher_batch_size=self.teacher_batch_size,
+            pack=self.pack,
         )
         unsigned(self.seed)
         if self.num_pairs % self.pairs_per_shard:
             raise InputError(
                 f"expected num_pairs to be a multiple of pairs_per_shard {self.pairs_per_shard}, "
                 f"got {self.num_pairs}; pairs come in whole shards"
+            )
+        if self.pack > 1 and self.teacher_batch_size % self.pack:
+            raise InputError(
+                f"expected pack to divide teacher_batch_size {self.teacher_batch_size}, "
+                f"got {self.pack}; a stack is cut from one teacher batch"
             )
 
 
@@ -195,7 +220,11 @@ class TrainConfig(TrainingConfig):
     """Distil pairs into a one-step student.
 
     Attributes:
-        pairs: Folder of the pairs.
+        pairs: Where the pairs lie: a folder, an http(s) or fsspec address, or `pipe:COMMAND {}`
+            (see data/store.py).
+        pairs_cache: Folder that keeps shards read from elsewhere; it needs the room of them all.
+        skip_damaged_shards: Read other shards in place of damaged or missing ones, and count them;
+            without, the first stops the training.
         model: The student's shape.
         holdout_shards: The last shards, kept from training for a validation loss.
         streams: Logical streams of the data order; processes times loader workers divide it.
@@ -221,7 +250,9 @@ class TrainConfig(TrainingConfig):
         validation_steps: Validation loss and a sample grid every so many steps.
     """
 
-    pairs: Path
+    pairs: str | Path
+    pairs_cache: Path | None = None
+    skip_damaged_shards: bool = False
     model: GETModel | ViTModel = field(default_factory=GETModel)
     holdout_shards: int = 1
     streams: int = 8
@@ -281,3 +312,16 @@ class SampleConfig:
         unsigned(self.seed)
         if self.iterations is not None:
             positive(iterations=self.iterations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdmConversion:
+    """Turn a checkpoint of NVlabs EDM into a teacher's folder; nothing in it is executed.
+
+    Attributes:
+        file: The checkpoint, a pickle.
+        output_dir: The new folder.
+    """
+
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    output_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]

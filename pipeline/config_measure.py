@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from get.errors import InputError
 from pipeline.config import positive, unsigned
 
@@ -12,8 +14,8 @@ class EvaluateConfig:
     """Compare students with their teacher and with real images.
 
     Attributes:
-        pairs: Folder of the pairs; its held-out shards are the teacher's images, and their noise
-            is what the students are given.
+        pairs: Where the pairs lie (as in training); their held-out shards are the teacher's images,
+            and the noise there is what the students are given.
         holdout_shards: The last shards, which no student has seen.
         runs: The students.
         teacher: The teacher that made the pairs.
@@ -25,10 +27,10 @@ class EvaluateConfig:
         batch_size: Images at once.
     """
 
-    pairs: Path
+    pairs: str | Path
     holdout_shards: int
     runs: tuple[Path, ...]
-    teacher: Path
+    teacher: str | Path
     real_images: str
     feature_network: Path
     output_dir: Path
@@ -140,6 +142,75 @@ class ModesConfig:
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         positive(repeats=self.repeats)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriterConfig:
+    """Compare the rate of a teacher alone with that of the whole job of writing its pairs.
+
+    Attributes:
+        output_dir: Where pairs.json goes.
+        recipe: The recipe whose teacher and settings are used.
+        repeats: Shards written, and made without writing, in turn.
+    """
+
+    output_dir: Path
+    recipe: str = "digits"
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(repeats=self.repeats)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Check that a data set of pairs is whole, and that its teacher made it.
+
+    Attributes:
+        folder: The data set.
+        deep: Let the teacher make a sample of its batches again.
+        teacher: The teacher, for `deep`.
+        batches: Teacher batches made again.
+        tolerance: Share of pixels that may differ by more than an 8-bit level: other hardware or
+            versions round otherwise.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    deep: bool = False
+    teacher: str | None = None
+    batches: int = 4
+    tolerance: float = 0.001
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(batches=self.batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderConfig:
+    """Compare our reader with webdataset's own decoding of the same pairs.
+
+    Attributes:
+        output_dir: Where reader.json goes.
+        num_pairs: Pairs written (into a temporary folder) and read; 8 shards share them.
+        batch_size: Pairs a batch, and pairs a member of the packed encodings.
+        repeats: Passes of each way, in turn, of which the best time counts.
+    """
+
+    output_dir: Path
+    num_pairs: int = 4096
+    batch_size: int = 256
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that do not divide."""
+        positive(num_pairs=self.num_pairs, batch_size=self.batch_size, repeats=self.repeats)
+        if self.batch_size % 8 or self.num_pairs % self.batch_size:
+            raise InputError(
+                f"expected batch_size a multiple of 8 that divides num_pairs, got {self.batch_size}"
+                f" and {self.num_pairs}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

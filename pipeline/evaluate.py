@@ -16,7 +16,7 @@ from torch import Tensor
 from data.pairs import Manifest, count_shards, read_manifest
 from data.reader import Shard, as_floats, concatenate, read_shard
 from data.references import real_images
-from data.teachers import DiffusersTeacher, Sampler
+from data.teachers import DiffusersTeacher, EdmTeacher, Execution, Sampler, open_teacher
 from get.cost import count_macs, count_parameters, images_per_second
 from get.errors import InputError
 from get.images import from_uint8, grid, to_uint8
@@ -120,7 +120,8 @@ def main(config: EvaluateConfig) -> None:
     held_out, first_index = read_held_out(config, manifest)
     reference = Reference(config, manifest.image_shape, device)
     evaluation = Evaluation(config, manifest, held_out, first_index, reference)
-    teacher = DiffusersTeacher(config.teacher, Sampler(**manifest.sampler), device)
+    sampler, execution = Sampler(**manifest.sampler), Execution(**manifest.execution)
+    teacher = open_teacher(config.teacher, sampler, device, execution)
     if teacher.fingerprint != manifest.teacher:
         raise InputError(
             f"expected the teacher that made {config.pairs}, got {config.teacher}, another one; "
@@ -203,14 +204,14 @@ def take(part: Tensor | None, count: int) -> Tensor | None:
 
 
 def evaluate_teacher(
-    evaluation: Evaluation, teacher: DiffusersTeacher, rate: float
+    evaluation: Evaluation, teacher: DiffusersTeacher | EdmTeacher, rate: float
 ) -> tuple[dict, Tensor]:
     """Measure the teacher by the held-out pairs it has already made."""
-    held_out, card = evaluation.held_out, evaluation.config.teacher / "card.json"
+    held_out, card = evaluation.held_out, Path(evaluation.config.teacher) / "card.json"
     images = as_floats(held_out.images)
     return {
         "kind": "teacher",
-        "parameters": count_parameters(teacher.unet),
+        "parameters": count_parameters(teacher.network),
         "evaluations": teacher.evaluations,
         "train_seconds": read_json(card)["train_seconds"] if card.exists() else None,
         "macs": count_macs(lambda: teacher(held_out.noise[:1], take(held_out.labels, 1))),

@@ -1,61 +1,85 @@
 """Let a teacher write noise/image pairs into sharded webdatasets.
 
-Any number of these jobs may run at once, under torchrun, accelerate, srun or a shell loop: shards
-are dealt by rank, jobs never talk to each other, and running one again writes only what is
-missing. Next: train.py.
+Any number of these jobs may run at once, as Slurm arrays, under srun, torchrun or a shell loop:
+shards are dealt by task, jobs never talk to each other, and running one again writes only what is
+missing. Next: verify_pairs.py, train.py.
 """
 
 import os
 import sys
 import time
 
-from data.pairs import open_data_set, read_record
-from data.teachers import DiffusersTeacher, Sampler
-from data.writer import describe, write_shard
+from data.pairs import read_record, record_path, tidy
+from data.teachers import Execution, Sampler
+from data.writer import PairSettings, open_pairs, write_shards
 from pipeline import cli
 from pipeline.config import PairsConfig
 from pipeline.recipes import PAIRS
+from pipeline.tasks import share
 
 
 def main(config: PairsConfig) -> None:
-    """Write this process's share of the shards that are missing."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    teacher = DiffusersTeacher(
-        config.teacher, Sampler(steps=config.num_inference_steps), cli.local_device()
-    )
-    manifest = describe(
-        teacher,
-        seed=config.seed,
-        teacher_batch_size=config.teacher_batch_size,
-        pairs_per_shard=config.pairs_per_shard,
-        image_format=config.image_format,
-    )
-    open_data_set(config.output_dir, manifest)
+    """Write this task's share of the shards that are missing."""
+    task, tasks = share(config.task_index, config.num_tasks, os.environ)
+    settings = pair_settings(config)
+    teacher, manifest = open_pairs(settings, cli.local_device())
+    folder = config.output_dir
     shards = range(config.num_pairs // config.pairs_per_shard)
-    mine = [i for i in shards[rank::world] if read_record(config.output_dir, i) is None]
+    mine = [i for i in shards[task::tasks] if read_record(folder, i) is None]
     if not mine:
-        print(
-            f"{len(shards)} shards in {config.output_dir} are written; nothing to do (rank {rank})"
-        )
+        tidy(folder)
+        print(f"the shards of task {task} of {tasks} in {folder} are written; {left(config)}")
         return
 
     began = time.perf_counter()
-    total, name = len(mine) * config.pairs_per_shard, f"pairs {config.output_dir.name}"
-    bar = cli.progress_bar(total, name, "pair", shown=cli.local_main())
+    total = len(mine) * config.pairs_per_shard
+    shown = cli.local_main() or tasks == 1
+    bar = cli.progress_bar(total, f"pairs {folder.name}", "pair", shown=shown)
     with cli.Signals() as signals, bar:
 
         def progress(count: int) -> None:
             bar.update(count)
             if signals.received:  # the shard in hand is dropped, as if it had never been begun
                 bar.close()
-                done = sum(read_record(config.output_dir, i) is not None for i in mine)
-                made = f"{done} of {len(mine)} shards are written to {config.output_dir}"
-                signals.exit(signals.received, made)
+                signals.exit(signals.received, left(config))
 
-        for shard in mine:
-            write_shard(config.output_dir, shard, teacher, manifest, progress)
-    rate = len(mine) * config.pairs_per_shard / (time.perf_counter() - began)
-    print(f"wrote {len(mine)} shards to {config.output_dir}: {rate:.0f} pairs/s", file=sys.stderr)
+        write_shards(folder, mine, teacher, manifest, progress)
+    tidy(folder)
+    rate = total / (time.perf_counter() - began)
+    print(
+        f"wrote {len(mine)} shards to {folder}: {rate:.0f} pairs/s; {left(config)}", file=sys.stderr
+    )
+
+
+def pair_settings(config: PairsConfig) -> PairSettings:
+    """Return what decides the bytes."""
+    return PairSettings(
+        teacher=config.teacher,
+        folder=config.output_dir,
+        sampler=Sampler(
+            steps=config.num_inference_steps,
+            name=config.sampler,
+            guidance_scale=config.guidance_scale,
+        ),
+        execution=Execution(
+            mixed_precision=config.mixed_precision,
+            compile=config.compile,
+            memory_format=config.memory_format,
+        ),
+        seed=config.seed,
+        teacher_batch_size=config.teacher_batch_size,
+        pairs_per_shard=config.pairs_per_shard,
+        image_format=config.image_format,
+        pack=config.pack,
+    )
+
+
+def left(config: PairsConfig) -> str:
+    """Say how far the whole data set is."""
+    shards = range(config.num_pairs // config.pairs_per_shard)
+    done = sum(record_path(config.output_dir, i).exists() for i in shards)
+    rest = len(shards) - done
+    return f"{done} of {len(shards)} shards are written" + (f", {rest} are left" if rest else "")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ from pipeline.config_measure import (
     EvaluateConfig,
     MemoryConfig,
     ModesConfig,
+    ReaderConfig,
     ReportConfig,
     SolversConfig,
+    WriterConfig,
 )
 
 RUNS = Path("runs")
@@ -52,7 +54,7 @@ class Recipe:
 def _digits() -> Recipe:
     """scikit-learn's digits on two CPU cores in a quarter of an hour."""
     pairs = PairsConfig(
-        teacher=SHIPPED / "digits-teacher",
+        teacher=str(SHIPPED / "digits-teacher"),
         output_dir=RUNS / "pairs" / "digits",
         num_pairs=37 * 1024,
     )
@@ -200,6 +202,8 @@ BENCHMARKS = {
         output_dir=RUNS / "benchmarks",
         reference="equilibria-unrolled",
     ),
+    "pairs": WriterConfig(output_dir=RUNS / "benchmarks"),
+    "reader": ReaderConfig(output_dir=RUNS / "benchmarks"),
     "solvers": SolversConfig(output_dir=RUNS / "benchmarks"),
 }
 REPORTS = {

@@ -41,6 +41,7 @@ FREE = {
     *("output_dir", "pairs", "checkpointing_steps", "checkpoints_total_limit", "log_steps"),
     *("dataloader_num_workers", "overwrite_output_dir", "train_batch_size"),
     *("gradient_accumulation_steps", "gradient_checkpointing", "validation_steps", "check"),
+    *("pairs_cache", "skip_damaged_shards"),
 }
 AGREE_STEPS = 10  # several processes ask each other this often whether to stop
 

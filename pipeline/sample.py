@@ -18,7 +18,7 @@ from pipeline import cli
 from pipeline.config import SampleConfig
 from pipeline.files import new_file, read_json, write_json
 from pipeline.recipes import SAMPLES
-from pipeline.students import load_student, weights_hash
+from pipeline.students import load_pipeline, weights_hash
 
 GRID = 100  # images of the grid at most
 
@@ -26,8 +26,9 @@ GRID = 100  # images of the grid at most
 def main(config: SampleConfig) -> None:
     """Write the images that are missing."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    model = load_student(config.model, cli.local_device())
-    if model.channels not in (1, 3):
+    pipeline = load_pipeline(config.model, cli.local_device())
+    model = pipeline.model
+    if model.channels not in (1, 3) and pipeline.vae is None:
         raise InputError(f"expected a model of 1 or 3 channels for PNGs, got {model.channels}")
     classes = config.class_labels
     if classes and model.num_classes is None:
@@ -61,6 +62,8 @@ def main(config: SampleConfig) -> None:
                 indices=indices,
                 iterations=config.iterations,
             )
+            with torch.no_grad():
+                images = pipeline.to_images(images).cpu()
             for index, image in zip(indices, to_uint8(images), strict=True):
                 with new_file(image_path(config, index)) as path:
                     to_pil(image).save(path, format="png")

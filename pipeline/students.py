@@ -14,7 +14,12 @@ from pipeline.files import read_json
 
 
 def load_student(folder: Path, device: torch.device) -> GET | ViT:
-    """Load a distilled model.
+    """Load the model of a distilled pipeline; see `load_pipeline`."""
+    return load_pipeline(folder, device).model
+
+
+def load_pipeline(folder: Path, device: torch.device) -> GETPipeline:
+    """Load a distilled model with what decodes its latents, if it makes latents.
 
     Raises:
         InputError: If the folder is missing, unfinished or unreadable.
@@ -32,8 +37,9 @@ def load_student(folder: Path, device: torch.device) -> GET | ViT:
             f"expected a readable GET or ViT in {folder}, got {type(error).__name__}: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    pipeline.model.to(device)  # pyrefly: ignore[bad-argument-type]  diffusers wraps it
-    return pipeline.model.eval()
+    pipeline.to(device)
+    pipeline.model.eval()
+    return pipeline
 
 
 def weights_hash(folder: Path, part: str = "model") -> str:

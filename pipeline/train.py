@@ -5,6 +5,7 @@ Runs as `accelerate launch pipeline/train.py RECIPE` on any number of GPUs and a
 Next: sample.py, evaluate.py.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -13,9 +14,12 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
 
-from data.pairs import Manifest, count_shards, read_manifest
-from data.reader import Batch, Order, as_floats, batches, read_shard
+from data.pairs import DamagedShard, Manifest, count_shards, read_manifest
+from data.reader import Batch, Order, Shard, as_floats, batches, read_shard
+from data.store import open_store
+from data.teachers import load_vae
 from get.cost import count_macs, count_parameters
 from get.ema import EMA
 from get.equilibrium import Anderson, Implicit, Phantom
@@ -45,10 +49,11 @@ def main(config: TrainConfig) -> None:
     cli.check_processes(accelerator)
     check_batch(config, accelerator.num_processes)
     torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing
-    manifest = read_manifest(config.pairs)
+    store = open_store(config.pairs, config.pairs_cache)
+    manifest = read_manifest(store)
     order = Order(
-        folder=config.pairs,
-        shards=count_shards(config.pairs) - config.holdout_shards,
+        source=store,
+        shards=count_shards(store) - config.holdout_shards,
         pairs_per_shard=manifest.pairs_per_shard,
         seed=config.seed,
         streams=config.streams,
@@ -70,8 +75,9 @@ def main(config: TrainConfig) -> None:
     )
     state = TrainState({"model": student, "ema": ema.model}, optimizer, scheduler)
     module = accelerator.prepare(training_module(config, student))  # DDP where it is several
-    pipeline = GETPipeline(ema.model)
+    pipeline = GETPipeline(ema.model, load_vae(manifest.vae) if manifest.vae else None)
     pipeline.set_progress_bar_config(disable=True)
+    skipped = Skipped() if config.skip_damaged_shards else None
 
     with Run(config, accelerator, data={**asdict(manifest), "shards": order.shards}) as run:
         start = run.restore(state)
@@ -83,6 +89,7 @@ def main(config: TrainConfig) -> None:
             processes=accelerator.num_processes,
             start=start,
             workers=config.dataloader_num_workers,
+            damaged=skipped,
         )
         for step in run.steps(start, state, pipeline.save_pretrained):
             # ---- one step
@@ -111,8 +118,10 @@ def main(config: TrainConfig) -> None:
             done = step + 1
             if done % config.validation_steps == 0 or done == config.max_train_steps:
                 if accelerator.is_main_process:
-                    validate(run, ema.model, config, manifest, order, step)
+                    validate(run, ema.model, config, manifest, order, step, skipped)
                 accelerator.wait_for_everyone()
+                if skipped is not None:
+                    run.log(step, damaged_shards=skipped.count(config, order, accelerator))
     if accelerator.is_main_process:
         print(f"student {config.output_dir}")
 
@@ -213,13 +222,51 @@ def mean(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
 
+class Skipped:
+    """The damaged shards this process has met since it started."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.shards: set[int] = set()
+
+    def __call__(self, shard: int, description: str) -> None:
+        """Note a shard and say so; every process speaks for itself."""
+        if shard not in self.shards:
+            self.shards.add(shard)
+            tqdm.write(f"skipped: {description}", file=sys.stderr)
+
+    def count(self, config: TrainConfig, order: Order, accelerator: Accelerator) -> int:
+        """Return how many all processes have met together."""
+        flags = torch.zeros(order.shards + config.holdout_shards, device=accelerator.device)
+        flags[list(self.shards)] = 1
+        return int((accelerator.reduce(flags, "sum") > 0).sum())
+
+
+def held_out(config: TrainConfig, order: Order, skipped: Skipped | None) -> Shard | None:
+    """Return the first held-out shard; None if there is none or it is damaged and skipped."""
+    if not config.holdout_shards:
+        return None
+    try:
+        return read_shard(order.source, order.shards)
+    except DamagedShard as error:
+        if skipped is None:
+            raise
+        skipped(order.shards, str(error))
+    return None
+
+
 @torch.no_grad()
 def validate(
-    run: Run, model: GET | ViT, config: TrainConfig, manifest: Manifest, order: Order, step: int
+    run: Run,
+    model: GET | ViT,
+    config: TrainConfig,
+    manifest: Manifest,
+    order: Order,
+    step: int,
+    skipped: Skipped | None = None,
 ) -> None:
     """Measure the averaged weights on a held-out shard; draw the grid of fixed noise."""
-    if config.holdout_shards:
-        shard = read_shard(order.folder, order.shards)
+    if (shard := held_out(config, order, skipped)) is not None:
         total = 0.0
         for at in range(0, len(shard.noise), GRID * 8):
             noise, images = shard.noise[at : at + GRID * 8], shard.images[at : at + GRID * 8]
@@ -250,7 +297,7 @@ def header(config: TrainConfig, student: GET | ViT, order: Order, processes: int
     epochs = config.max_train_steps * config.global_batch_size / pairs
     return f"""***** Training {config.output_dir} *****
   {type(student).__name__}: {count_parameters(student):,} parameters, {macs:,} MACs an image
-  pairs: {pairs:,} of {student.channels}x{size}x{size} in {order.folder}
+  pairs: {pairs:,} of {student.channels}x{size}x{size} in {order.source}
   global batch {config.global_batch_size} = {processes} processes x \
 {config.gradient_accumulation_steps} micro-steps; {config.max_train_steps} steps, \
 {epochs:.1f} epochs"""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from data.teachers import Sampler
 from get.models import GET, ViT
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -42,6 +43,22 @@ def tiny_vit(**options) -> ViT:
 def normal(count: int, channels: int = 3, seed: int = 1) -> Tensor:
     """Return unit normal noise for the models above."""
     return torch.randn(count, channels, 8, 8, generator=seeded(seed))
+
+
+class Softsign:
+    """A teacher in closed form: (x + label) / (1 + |x + label|), the same bits in any batch."""
+
+    evaluations = 3
+    fingerprint = "softsign"
+
+    def __init__(self, *, channels: int = 1, num_classes: int | None = 10) -> None:
+        self.image_shape = (channels, 4, 4)
+        self.num_classes = num_classes
+        self.sampler = Sampler(steps=2)
+
+    def __call__(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+        x = noise if labels is None else noise + labels.view(-1, 1, 1, 1)
+        return x / (1 + x.abs())
 
 
 @pytest.fixture

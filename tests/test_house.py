@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("get", "data", "pipeline")
 SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 HOMES = {  # third party: the only places that import it
-    "webdataset": ("data/writer.py", "data/reader.py"),
+    "webdataset": ("data/writer.py", "pipeline/benchmark_reader.py"),
     "torch_fidelity": ("get/metrics/",),
     "accelerate": ("pipeline/",),
     "tyro": ("pipeline/",),

@@ -30,26 +30,11 @@ from data.pairs import (
     record_path,
     tar_path,
 )
-from data.teachers import Sampler
 from data.writer import describe, write_shard
 from get.errors import InputError
 from get.noise import draw
 
-
-class Softsign:
-    """A teacher in closed form: (x + label) / (1 + |x + label|), the same bits in any batch."""
-
-    evaluations = 3
-    fingerprint = "softsign"
-
-    def __init__(self, *, channels: int = 1, num_classes: int | None = 10) -> None:
-        self.image_shape = (channels, 4, 4)
-        self.num_classes = num_classes
-        self.sampler = Sampler(steps=2)
-
-    def __call__(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        x = noise if labels is None else noise + labels.view(-1, 1, 1, 1)
-        return x / (1 + x.abs())
+from .problems import Softsign
 
 
 class Diverging(Softsign):

@@ -31,8 +31,18 @@ def test_a_saved_pipeline_names_the_module_of_its_model(tmp_path):
         GETPipeline(model).save_pretrained(tmp_path)
         index = json.loads((tmp_path / "model_index.json").read_text())
         assert index.pop("_diffusers_version")
-        assert index == {"_class_name": "GETPipeline", "model": expected}
+        assert index == {"_class_name": "GETPipeline", "model": expected, "vae": [None, None]}
         assert (tmp_path / "model" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_a_pipeline_saved_before_there_was_a_vae_can_be_loaded(tmp_path):
+    GETPipeline(PLAIN).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    del index["vae"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    loaded = GETPipeline.from_pretrained(tmp_path, use_safetensors=True)
+    assert loaded.vae is None
+    assert torch.equal(make(loaded.model, latents=normal(2)), make(PLAIN, latents=normal(2)))
 
 
 @EVERY_MODEL

@@ -1,6 +1,5 @@
 """Pairs to batches: the order is a pure function of (seed, step), and damage is told by name."""
 
-import tarfile
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 import data.reader
 from data.pairs import ImageFormat, record_path, tar_path
-from data.reader import Batch, Order, batches, read_shard
+from data.reader import Batch, Order, batches
 from data.writer import write_shard
 from get.errors import InputError
 from get.noise import draw
@@ -47,7 +46,7 @@ def order(
     folder: Path, *, streams: int = 8, batch_size: int = 16, seed: int = 0, shards: int = SHARDS
 ) -> Order:
     return Order(
-        folder=folder,
+        source=folder,
         shards=shards,
         pairs_per_shard=PAIRS,
         seed=seed,
@@ -57,12 +56,20 @@ def order(
 
 
 def read(
-    order: Order, steps: int, *, processes: int = 1, workers: int = 0, start: int = 0
+    order: Order,
+    steps: int,
+    *,
+    processes: int = 1,
+    workers: int = 0,
+    start: int = 0,
+    damaged: Callable[[int, str], object] | None = None,
 ) -> list[Batch]:
     """Return global batches: those of all processes, concatenated."""
     ranks = []
     for rank in range(processes):
-        loader = batches(order, rank=rank, processes=processes, start=start, workers=workers)
+        loader = batches(
+            order, rank=rank, processes=processes, start=start, workers=workers, damaged=damaged
+        )
         ranks.append(list(islice(loader, steps)))
     return [Batch(*map(torch.cat, zip(*parts, strict=True))) for parts in zip(*ranks, strict=True)]
 
@@ -119,6 +126,27 @@ def test_a_resumed_run_gets_the_batches_of_an_undisturbed_one(
     assert same(read(chosen, 2, start=start, workers=workers), expected)
 
 
+WORLDS = [(p, w) for p in (1, 2, 4, 8) for w in (0, 1, 2, 4, 8) if 8 % (p * max(w, 1)) == 0]
+
+
+@settings(deadline=None, max_examples=25)
+@given(world=st.sampled_from(WORLDS), size=st.integers(1, 8), start=st.integers(0, 14))
+def test_any_world_resumed_anywhere_gets_every_pair_once_an_epoch_in_the_one_order(
+    folder: Path, world: tuple[int, int], size: int, start: int
+) -> None:
+    chosen = order(folder, batch_size=8 * size)  # a stream's epoch is one shard of 6 pairs
+    processes, workers = world
+    steps = -(-2 * PAIRS // size)  # two epochs, cut anywhere
+    first = min(start, steps)
+    alone = read(chosen, steps)
+    resumed = read(chosen, steps - first, processes=processes, workers=workers, start=first)
+    assert same([*alone[:first], *resumed], alone)
+    taken = indices([*alone[:first], *resumed])
+    streams = [[taken[i] for i in range(len(taken)) if i // size % 8 == s] for s in range(8)]
+    for epoch in (slice(0, PAIRS), slice(PAIRS, 2 * PAIRS)):
+        assert sorted(i for stream in streams for i in stream[epoch]) == list(range(SHARDS * PAIRS))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_opens_no_skipped_shard(tmp_path: Path, workers: int) -> None:
     chosen = order(make(tmp_path, SHARDS), streams=2, batch_size=12)  # a shard a stream and step
@@ -163,7 +191,7 @@ def test_chunks_have_the_right_size_and_cover_every_epoch_once(
     streams: int, shards_each: int, pairs: int, size: int, seed: int
 ) -> None:
     chosen = Order(
-        folder=Path(),
+        source=Path(),
         shards=streams * shards_each,
         pairs_per_shard=pairs,
         seed=seed,
@@ -207,66 +235,7 @@ def test_loader_processes_that_do_not_divide_the_streams_are_refused(
     folder: Path, processes: int, workers: int
 ) -> None:
     with pytest.raises(InputError, match=f"to divide 8 streams, got {processes} x"):
-        next(batches(order(folder), processes=processes, workers=workers))
-
-
-Place = Callable[[list[tarfile.TarInfo]], int]
-# Three members a pair (cls, image.npy, latent.npy): member 6 begins the third pair.
-CUTS: dict[str, Place] = {
-    "inside data": lambda members: members[7].offset_data + 100,
-    "inside a header": lambda members: members[7].offset + 100,
-    "between members": lambda members: members[7].offset,
-    "between samples": lambda members: members[6].offset,
-    "at the start": lambda members: 0,
-}
-
-
-def refused(tmp_path: Path, torn: bytes) -> None:
-    tar_path(tmp_path, 1).write_bytes(torn)
-    with pytest.raises(InputError, match=r"expected 6 pairs .*pairs-000001\.tar, got"):
-        read_shard(tmp_path, 1)
-
-
-@pytest.mark.parametrize("filled", [False, True], ids=["shorter", "zeros to the old size"])
-@pytest.mark.parametrize("place", CUTS.values(), ids=CUTS)
-def test_a_cut_shard_is_named(tmp_path: Path, place: Place, filled: bool) -> None:
-    with tarfile.open(tar_path(make(tmp_path, 2), 1)) as tar:
-        at = place(tar.getmembers())
-    whole = tar_path(tmp_path, 1).read_bytes()
-    refused(tmp_path, whole[:at].ljust(len(whole) if filled else at, b"\0"))
-
-
-def test_a_shard_with_a_bad_header_anywhere_is_named(tmp_path: Path) -> None:
-    with tarfile.open(tar_path(make(tmp_path, 2), 1)) as tar:
-        starts = [member.offset for member in tar.getmembers()]
-    whole = tar_path(tmp_path, 1).read_bytes()
-    assert len(starts) == 3 * PAIRS
-    for at in starts:
-        refused(tmp_path, whole[:at] + b"X" + whole[at + 1 :])  # its checksum no longer fits
-
-
-def test_a_shard_of_another_size_is_named_even_if_all_its_pairs_are_there(tmp_path: Path) -> None:
-    refused(tmp_path, tar_path(make(tmp_path, 2), 1).read_bytes() + bytes(512))
-
-
-@pytest.mark.parametrize("missing", [tar_path, record_path])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_missing_tar_or_record_is_told_in_one_line(
-    tmp_path: Path, missing: Callable[[Path, int], Path], workers: int
-) -> None:
-    missing(make(tmp_path, 2), 1).unlink()
-    told = refusal(order(tmp_path, streams=1, batch_size=2 * PAIRS, shards=2), workers)
-    assert "pairs-000001.tar, got FileNotFoundError" in told
-    assert "\n" not in told
-
-
-def refusal(order: Order, workers: int) -> str:
-    """Return what is told; pytest.raises would keep the loader alive in a reference cycle."""
-    try:
-        next(batches(order, workers=workers))
-    except InputError as error:
-        return str(error)
-    return "nothing"
+        batches(order(folder), processes=processes, workers=workers)  # before the first batch
 
 
 @pytest.mark.parametrize("num_classes", [None, 10])
@@ -300,3 +269,14 @@ def test_shards_are_kept_in_memory_up_to_the_limit(
     else:
         with pytest.raises(InputError, match="FileNotFoundError"):
             list(islice(loader, 4))
+
+
+def test_decoded_shards_in_memory_do_not_grow_with_the_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.reader, "CACHE_BYTES", 1)
+    whole = order(make(tmp_path, SHARDS), streams=2, batch_size=2)
+    shards = data.reader._Shards(whole, at_least=3)
+    for number in range(SHARDS):
+        assert len(shards[number].noise) == PAIRS
+        assert len(shards.kept) <= 3

@@ -41,9 +41,11 @@ def test_the_number_of_tasks_alone_takes_the_index_from_the_environment(environm
 
 @pytest.mark.parametrize(
     ("index", "count", "environment"),
-    [(3, None, {}), (None, 4, {}), (4, 4, {}), (-1, 4, {}), (0, 0, {})]
-    # an array of the elements that are left has other numbers than the one before
-    + [(None, None, {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "2"})],
+    [
+        *((3, None, {}), (None, 4, {}), (4, 4, {}), (-1, 4, {}), (0, 0, {})),
+        # an array of the elements that are left has other numbers than the one before
+        (None, None, {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "2"}),
+    ],
 )
 def test_a_share_that_cannot_be_is_refused(index, count, environment):
     with pytest.raises(InputError, match="--num_tasks"):

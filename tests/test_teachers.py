@@ -1,4 +1,7 @@
-"""Teachers in diffusers folders: EDM preconditioning, loading, refusing; the shipped digits one."""
+"""Teachers with EDM preconditioning in diffusers folders; the shipped digits one.
+
+Other schedulers and networks are in test_diffusers_teachers.py.
+"""
 
 import json
 import shutil
@@ -10,7 +13,6 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -187,10 +189,6 @@ def test_the_fingerprint_tells_sampler_settings_apart(folder: Path) -> None:
     assert few != many
 
 
-def wrong_scheduler(folder: Path) -> None:
-    DDPMPipeline(tiny_unet(None), DDPMScheduler()).save_pretrained(folder)
-
-
 def drop_a_tensor(folder: Path) -> None:
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
@@ -200,7 +198,6 @@ def drop_a_tensor(folder: Path) -> None:
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "missing folder": shutil.rmtree,
-    "wrong scheduler": wrong_scheduler,
     "v-prediction": lambda f: edit(
         f / "scheduler" / "scheduler_config.json", prediction_type="v_prediction"
     ),
@@ -224,9 +221,11 @@ def test_a_folder_that_is_no_such_teacher_is_refused_in_one_line(
     assert "\n" not in str(raised.value)
 
 
-def test_a_sampler_of_one_step_is_refused() -> None:
-    with pytest.raises(InputError, match="at least 2 sampler steps, got 1"):
-        Sampler(steps=1)
+def test_the_shipped_teacher_has_the_fingerprint_that_its_pairs_have_always_named() -> None:
+    teacher = DiffusersTeacher(SHIPPED / "digits-teacher", Sampler(steps=18), "cpu")
+    assert teacher.fingerprint == (
+        "d26623d1d47ccc7c91911d3696f993f965a557bc9439adc5ade569ec6b061b90"
+    )
 
 
 def test_the_shipped_teacher_draws_the_digits_it_is_asked_for() -> None:

@@ -1,8 +1,34 @@
 """EDM preconditioning: from a raw network F to a denoiser D (arXiv:2206.00364, table 1)."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""(network input, time of every sample) -> raw output, both in the network's convention."""
+
+
+def precondition(
+    predict: Predict,
+    x: Float[Tensor, "batch channels height width"],
+    sigma: Float[Tensor, "*levels"],
+    sigma_data: float,
+) -> Float[Tensor, "batch channels height width"]:
+    """Return D(x, sigma) = c_skip x + c_out F(c_in x, ln(sigma) / 4).
+
+    Args:
+        predict: The raw network F.
+        x: Noisy images.
+        sigma: Noise level, one for all (0-d) or one a sample.
+        sigma_data: Standard deviation of the data in [-1, 1].
+    """
+    sigma = sigma.expand(len(x))
+    s = sigma.view(-1, 1, 1, 1)
+    norm = (s**2 + sigma_data**2).sqrt()
+    out = predict(x / norm, sigma.log() / 4)
+    return (sigma_data / norm) ** 2 * x + s * sigma_data / norm * out
 
 
 def edm_denoise(
@@ -12,21 +38,13 @@ def edm_denoise(
     labels: Int[Tensor, " batch"] | None,
     sigma_data: float,
 ) -> Float[Tensor, "batch channels height width"]:
-    """Return D(x, sigma) = c_skip x + c_out F(c_in x, ln(sigma) / 4).
-
-    Args:
-        unet: Raw network, called as diffusers' `UNet2DModel`.
-        x: Noisy images; the network computes in its own dtype.
-        sigma: Noise level, one for all (0-d) or one a sample.
-        labels: Class indices, or None.
-        sigma_data: Standard deviation of the data in [-1, 1].
-    """
+    """Denoise by a raw network called as diffusers' `UNet2DModel`, in its own dtype."""
     dtype = next(unet.parameters()).dtype
-    x, sigma = x.to(dtype), sigma.to(dtype).expand(len(x))
-    s = sigma.view(-1, 1, 1, 1)
-    norm = (s**2 + sigma_data**2).sqrt()
-    out = unet(x / norm, sigma.log() / 4, class_labels=labels).sample
-    return (sigma_data / norm) ** 2 * x + s * sigma_data / norm * out
+
+    def predict(x: Tensor, time: Tensor) -> Tensor:
+        return unet(x, time, class_labels=labels).sample
+
+    return precondition(predict, x.to(dtype), sigma.to(dtype), sigma_data)
 
 
 def edm_loss(

@@ -1,0 +1,297 @@
+"""Where a data set lies: a folder, a web server, an object store, or behind a command.
+
+    runs/pairs/digits                         a local folder
+    https://host/pairs                        files below an address; a query string is kept
+    s3://bucket/pairs, gs://..., memory://    anything fsspec knows, once its package is installed
+    pipe:aws s3 cp s3://bucket/pairs/{} -     a command; {} is the file's name, stdout its content
+
+A data set is only ever read by name (names are computable), so nothing here lists or writes one.
+A cache keeps whole shards on a local disk; nothing is ever deleted from it, so it needs the room
+of the data set. Stores hold no connections and may be sent to other processes.
+Next: pairs.py says what the files are.
+"""
+
+import re
+import shlex
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from hashlib import sha256
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+from uuid import uuid4
+
+import fsspec
+
+from get.errors import InputError
+
+TIMEOUT = 30.0  # seconds a web server may be silent
+DELAYS = (0.5, 2.0, 8.0)  # seconds before each new attempt at a web server
+PASSING = {408, 425, 429, 500, 502, 503, 504}  # what a web server may say and then recover from
+ABSENT = re.compile(  # but a network may say "no such host"
+    r"no such (?!host)|(?<!host )not found|\b404\b|does not exist|matched no|no urls matched", re.I
+)
+
+
+class Store(ABC):
+    """A place that files are read from by name.
+
+    Attributes:
+        source: What the user called it.
+    """
+
+    def __init__(self, source: str) -> None:
+        """Remember the name; nothing is opened yet."""
+        self.source = source
+
+    def __str__(self) -> str:
+        """Return what the user called it."""
+        return self.source
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Return the content of a file.
+
+        Raises:
+            FileNotFoundError: If the store answers that there is no such file.
+            OSError: If a local disk fails.
+            InputError: If a remote store does not answer, or does not allow it; that says nothing
+                about the file.
+        """
+
+    @abstractmethod
+    def place(self, name: str) -> str:
+        """Return where a file lies, for messages."""
+
+    def read_whole(self, name: str, size: int, digest: str) -> bytes:
+        """Return the content of a file that has this size and sha256.
+
+        Raises:
+            ValueError: If it has another.
+        """
+        data = self.read(name)
+        if len(data) != size:
+            raise ValueError(f"{len(data)} bytes")
+        if sha256(data).hexdigest() != digest:
+            raise ValueError("another sha256")
+        return data
+
+
+class Folder(Store):
+    """A local folder."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember the path."""
+        super().__init__(str(path))
+        self.path = path
+
+    def read(self, name: str) -> bytes:
+        """Read a file."""
+        return (self.path / name).read_bytes()
+
+    def place(self, name: str) -> str:
+        """Return the path."""
+        return str(self.path / name)
+
+
+class Web(Store):
+    """Files below an http(s) address; a query string, such as a token, is sent with each name."""
+
+    def read(self, name: str) -> bytes:
+        """Download a file, again after what may pass (5xx, time-outs, cut connections)."""
+        address = self.place(name)
+        if query := urlsplit(self.source).query:
+            address = f"{address}?{query}"
+        told = ""
+        for delay in (0.0, *DELAYS):
+            time.sleep(delay)
+            try:
+                with urlopen(address, timeout=TIMEOUT) as answer:
+                    return answer.read()
+            except HTTPError as error:
+                error.close()
+                if error.code in (404, 410):
+                    raise FileNotFoundError(f"HTTP {error.code}") from None
+                told = f"HTTP {error.code} {error.reason}"
+                if error.code not in PASSING:
+                    break
+            except (HTTPException, OSError) as error:  # IncompleteRead, URLError, a time-out
+                told = f"{type(error).__name__}: {error}"
+        raise _unreachable(self.place(name), told)
+
+    def place(self, name: str) -> str:
+        """Return the address without its query, which may be a secret."""
+        parts = urlsplit(self.source)
+        return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/{name}"
+
+
+class ObjectStore(Store):
+    """Whatever fsspec has a file system for; see its documentation for credentials."""
+
+    def __init__(self, source: str) -> None:
+        """Find the file system.
+
+        Raises:
+            InputError: If fsspec knows none, or its package is not installed.
+        """
+        super().__init__(source)
+        try:
+            fsspec.url_to_fs(source)
+        except (ImportError, ValueError) as error:
+            raise InputError(
+                f"expected a source that fsspec can open, got {source}: {error}; "
+                "install the package it names, or read through pipe:COMMAND"
+            ) from error
+
+    def read(self, name: str) -> bytes:
+        """Download a file."""
+        # Found anew each time: fsspec keeps one a process, and one made before a fork is no good.
+        system, path = fsspec.url_to_fs(self.source)
+        try:
+            return system.cat_file(f"{path.rstrip('/')}/{name}")
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _unreachable(self.place(name), f"{type(error).__name__}: {error}") from error
+
+    def place(self, name: str) -> str:
+        """Return the address."""
+        return f"{self.source.rstrip('/')}/{name}"
+
+
+class Pipe(Store):
+    """What a shell command prints.
+
+    A command that fails is taken to say "there is no such file" if its last words are those of a
+    common tool (cat, curl, aws, gsutil, gcloud, az, rclone, hdfs); any other failure is an error.
+    Of a pipeline the shell reports the last command only; a cut file is recognised all the same.
+    """
+
+    def __init__(self, source: str) -> None:
+        """Check that the command has a place for the name.
+
+        Raises:
+            InputError: If it has none.
+        """
+        super().__init__(source)
+        if "{}" not in source:
+            raise InputError(
+                f"expected a command with {{}} for the file's name, got {source}; "
+                "write for instance 'pipe:cat /data/pairs/{}'"
+            )
+
+    def read(self, name: str) -> bytes:
+        """Run the command.
+
+        Raises:
+            InputError: If it fails otherwise than for want of the file.
+        """
+        command = self.place(name).removeprefix("pipe:")
+        done = subprocess.run(command, shell=True, capture_output=True, stdin=subprocess.DEVNULL)
+        if done.returncode == 0:
+            return done.stdout
+        words = done.stderr.decode(errors="replace").strip().splitlines() or [""]
+        # The shell says "not found" of commands too, with these two codes.
+        said = words[-1].replace(name, "")  # pairs-000404.tar says nothing
+        if done.returncode not in (126, 127) and ABSENT.search(said):
+            raise FileNotFoundError(words[-1])
+        raise _unreachable(self.place(name), f"exit code {done.returncode}: {words[-1]}")
+
+    def place(self, name: str) -> str:
+        """Return the command with the name in its place."""
+        return self.source.replace("{}", shlex.quote(name))
+
+
+class Cached(Store):
+    """Another store whose large files are kept in a local folder.
+
+    Any number of processes may fill it: a file appears under its name once it is whole and has
+    been compared with its sha256, and it is compared again whenever it is read.
+    """
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        """Keep the files of `store` in `folder`."""
+        super().__init__(store.source)
+        self.store, self.folder = store, folder
+
+    def read(self, name: str) -> bytes:
+        """Read from the store: small files may change and are not kept."""
+        return self.store.read(name)
+
+    def place(self, name: str) -> str:
+        """Return where the store has it."""
+        return self.store.place(name)
+
+    def read_whole(self, name: str, size: int, digest: str) -> bytes:
+        """Return the kept file if it is whole, else the store's, and keep that."""
+        path = self.folder / name
+        try:
+            return Folder(self.folder).read_whole(name, size, digest)
+        except (OSError, ValueError):  # not there yet, or damaged since
+            data = self.store.read_whole(name, size, digest)
+        temporary = hidden_path(path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise InputError(
+                f"expected to write the cache {path}, got {error.strerror}; "
+                "make room or choose another --pairs_cache"
+            ) from error
+        return data
+
+
+Source = str | Path | Store
+
+
+def open_store(source: Source, cache: Path | None = None) -> Store:
+    """Return the store that a path or address names; a store is returned as it is.
+
+    Args:
+        source: See the head of this file.
+        cache: A local folder that keeps shards; data sets get folders of their own in it.
+
+    Raises:
+        InputError: If the source cannot be opened; with a cache, if it does not answer.
+    """
+    store = source if isinstance(source, Store) else _named(source)
+    if cache is None or isinstance(store, Cached):
+        return store
+    try:
+        manifest = store.read("manifest.json")
+    except OSError:
+        manifest = b""  # whoever reads it will say so
+    name = sha256(store.source.encode() + b"\0" + manifest).hexdigest()[:16]
+    return Cached(store, cache / name)
+
+
+def hidden_path(path: Path) -> Path:
+    """Return a temporary name beside `path`; process ids repeat across threads and machines."""
+    return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+
+
+def _named(source: str | Path) -> Store:
+    text = str(source)
+    if isinstance(source, Path):
+        return Folder(source)
+    if text.startswith("pipe:"):
+        return Pipe(text)
+    if text.startswith(("http://", "https://")):
+        return Web(text)
+    if re.match(r"[a-zA-Z][\w+.-]*:(:|//)", text):  # fsspec chains systems with "::"
+        return ObjectStore(text)
+    return Folder(Path(text))
+
+
+def _unreachable(place: str, told: str) -> InputError:
+    return InputError(
+        f"expected to read {place}, got {told}; check address, access and network, "
+        "then run the same command again"
+    )

@@ -1,0 +1,222 @@
+"""Layers of the EDM networks (arXiv:2206.00364), named as in NVlabs' checkpoints.
+
+They are loaded, never trained: parameters start at zero and there is no dropout. Next:
+edm_networks.py puts them together.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from get.errors import InputError
+
+Resample = Literal["up", "down"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockStyle:
+    """What differs between the residual blocks of SongUNet and DhariwalUNet.
+
+    Attributes:
+        adaptive_scale: The embedding scales and shifts after the second norm instead of being
+            added before it.
+        skip_scale: Factor after each residual sum.
+        eps: Of the group norms.
+        resample_proj: A resampling block that keeps its width has a 1x1 convolution on its skip.
+        channels_per_head: Of attention; None is one head.
+        resample_filter: One-dimensional filter of up- and downsampling.
+    """
+
+    adaptive_scale: bool
+    skip_scale: float
+    eps: float
+    resample_proj: bool
+    channels_per_head: int | None
+    resample_filter: tuple[int, ...]
+
+    def heads(self, channels: int) -> int:
+        """Return the number of attention heads; 0 is no attention, asked for or not."""
+        heads = 1 if self.channels_per_head is None else channels // self.channels_per_head
+        if heads and channels % heads:
+            raise InputError(f"expected a width that {heads} attention heads share, got {channels}")
+        return heads
+
+
+class Conv(nn.Module):
+    """Convolution with zero padding that may double or halve the resolution first.
+
+    Attributes:
+        up: It doubles the resolution.
+        down: It halves the resolution.
+        fused_resample: The convolution comes before the filter of `down`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        resample: Resample | None = None,
+        resample_filter: tuple[int, ...] = (1, 1),
+        fused_resample: bool = False,
+    ) -> None:
+        """Make a convolution; kernel 0 resamples only and has no weights."""
+        super().__init__()
+        self.up, self.down = resample == "up", resample == "down"
+        self.fused_resample = fused_resample
+        self.weight = self.bias = None
+        if kernel:
+            self.weight = nn.Parameter(torch.zeros(out_channels, in_channels, kernel, kernel))
+            self.bias = nn.Parameter(torch.zeros(out_channels))
+        taps = torch.tensor(resample_filter, dtype=torch.float32)
+        smooth = torch.outer(taps, taps)[None, None] / taps.sum() ** 2
+        self.register_buffer("resample_filter", smooth if resample else None)
+        self.resample_filter: Tensor | None
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """Return the result; the bias comes last."""
+        if self.fused_resample:
+            assert self.resample_filter is not None
+            assert self.weight is not None
+            margin = (self.resample_filter.shape[-1] - 1) // 2
+            x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2 + margin)
+            x = _depthwise(F.conv2d, x, self.resample_filter, padding=0)
+        else:
+            if self.resample_filter is not None:
+                x = self._resampled(x, self.resample_filter)
+            if self.weight is not None:
+                x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2)
+        return x if self.bias is None else x + self.bias[:, None, None]
+
+    def _resampled(self, x: Tensor, smooth: Tensor) -> Tensor:
+        margin = (smooth.shape[-1] - 1) // 2
+        if self.up:
+            return _depthwise(F.conv_transpose2d, x, 4 * smooth, padding=margin)
+        return _depthwise(F.conv2d, x, smooth, padding=margin)
+
+
+def _depthwise(
+    convolution: Callable[..., Tensor], x: Tensor, smooth: Tensor, padding: int
+) -> Tensor:
+    channels = x.shape[1]
+    weight = smooth.expand(channels, -1, -1, -1)
+    return convolution(x, weight, stride=2, padding=padding, groups=channels)
+
+
+def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+    """Return EDM's group norm: 32 groups, fewer where a group would have under 4 channels."""
+    groups = min(32, channels // 4)
+    if channels % groups:
+        raise InputError(f"expected a width that {groups} groups share, got {channels}")
+    return nn.GroupNorm(groups, channels, eps)
+
+
+class PositionalEmbedding(nn.Module):
+    """Cosines and sines of t at frequencies from 1 down to 1/10000.
+
+    Attributes:
+        endpoint: The last frequency is 1/10000 itself.
+    """
+
+    def __init__(self, channels: int, endpoint: bool) -> None:
+        """Make an embedding of an even number of channels."""
+        super().__init__()
+        self.channels, self.endpoint = channels, endpoint
+
+    def forward(self, t: Float[Tensor, " batch"]) -> Float[Tensor, "batch channels"]:
+        """Return [cosines, sines]."""
+        half = self.channels // 2
+        index = torch.arange(half, dtype=torch.float32, device=t.device)
+        angles = t.outer((1 / 10000) ** (index / (half - self.endpoint)))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """Cosines and sines of t at stored random frequencies."""
+
+    def __init__(self, channels: int) -> None:
+        """Make an embedding of an even number of channels; its frequencies are loaded."""
+        super().__init__()
+        self.register_buffer("freqs", torch.zeros(channels // 2))
+        self.freqs: Tensor
+
+    def forward(self, t: Float[Tensor, " batch"]) -> Float[Tensor, "batch channels"]:
+        """Return [cosines, sines]; 2 pi meets the frequencies first: the angles are large."""
+        angles = t.outer(2 * math.pi * self.freqs)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Block(nn.Module):
+    """Residual block with the noise level's embedding and, if wanted, self-attention.
+
+    Attributes:
+        num_heads: Attention heads; 0 is no attention.
+        adaptive_scale: See `BlockStyle`.
+        skip_scale: See `BlockStyle`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        style: BlockStyle,
+        *,
+        resample: Resample | None = None,
+        attention: bool = False,
+    ) -> None:
+        """Make a block."""
+        super().__init__()
+        self.num_heads = style.heads(out_channels) if attention else 0
+        self.adaptive_scale, self.skip_scale = style.adaptive_scale, style.skip_scale
+        taps = style.resample_filter
+        self.norm0 = group_norm(in_channels, style.eps)
+        self.conv0 = Conv(in_channels, out_channels, 3, resample=resample, resample_filter=taps)
+        self.affine = nn.Linear(emb_channels, out_channels * (2 if style.adaptive_scale else 1))
+        self.norm1 = group_norm(out_channels, style.eps)
+        self.conv1 = Conv(out_channels, out_channels, 3)
+        self.skip = None
+        if in_channels != out_channels or resample:
+            kernel = 1 if in_channels != out_channels or style.resample_proj else 0
+            self.skip = Conv(
+                in_channels, out_channels, kernel, resample=resample, resample_filter=taps
+            )
+        if self.num_heads:
+            self.norm2 = group_norm(out_channels, style.eps)
+            self.qkv = Conv(out_channels, 3 * out_channels, 1)
+            self.proj = Conv(out_channels, out_channels, 1)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        emb: Float[Tensor, "batch_or_1 emb_channels"],
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """Return the block's output; an embedding of batch 1 serves all samples."""
+        hidden = self.conv0(F.silu(self.norm0(x)))
+        params = self.affine(emb)[:, :, None, None]
+        if self.adaptive_scale:
+            scale, shift = params.chunk(2, dim=1)
+            hidden = F.silu(self.norm1(hidden) * (1 + scale) + shift)
+        else:
+            hidden = F.silu(self.norm1(hidden + params))
+        x = (self.conv1(hidden) + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        if self.num_heads:
+            x = (x + self.proj(self._attention(self.norm2(x)))) * self.skip_scale
+        return x
+
+    def _attention(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        # Channels of qkv: head, then channel, then which of query, key and value.
+        parts = self.qkv(x).reshape(batch, self.num_heads, -1, 3, height * width)
+        q, k, v = (part.mT for part in parts.unbind(3))  # (batch, head, position, channel)
+        mixed = F.scaled_dot_product_attention(q, k, v).mT
+        return mixed.reshape(batch, channels, height, width)

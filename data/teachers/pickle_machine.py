@@ -1,0 +1,215 @@
+"""A pickle as data: a stack machine for its instructions that builds containers and calls nothing.
+
+A pickle is a program. This machine knows the instructions that protocols 2 to 5 need for plain
+objects; where a pickle names, calls or fills something, a `Dialect` decides what stands for it,
+and a name that the dialect does not list is refused. edm_pickle.py speaks one such dialect.
+"""
+
+import io
+import mmap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pickletools import genops
+from typing import Any
+
+MAX_BITS = 128  # of an integer; the longest in use, torch's magic number, has 80
+
+
+class Refused(Exception):
+    """Why a pickle is not read and what to do: the end of a sentence."""
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A global that the pickle named, never the thing itself."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        """Return the dotted name; a message has room for so much of it."""
+        return f"{self.module}.{self.name}"[:200]
+
+
+@dataclass(frozen=True, eq=False)
+class Persistent:
+    """What the pickle says of an object that is stored elsewhere."""
+
+    description: object
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What a kind of pickle may ask for.
+
+    Attributes:
+        names: The globals it may name.
+        call: (symbol, arguments) -> the value of that call; raises Refused for unknown ones.
+        fill: (object, state) sets an object's state; raises Refused where that is not foreseen.
+    """
+
+    names: frozenset[Symbol]
+    call: Callable[[Symbol, object], Any]
+    fill: Callable[[object, object], None]
+
+
+_LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_VALUES = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+
+
+def load(data: mmap.mmap | io.BytesIO, size: int, dialect: Dialect) -> Any:
+    """Return the value of the pickle that starts where `data` stands, and stay behind it.
+
+    Raises:
+        Refused: If the dialect does not cover it, or if the `size` bytes end before it does.
+    """
+    machine = _Machine(dialect)
+    try:
+        for opcode, argument, position in genops(data):  # pyrefly: ignore[bad-argument-type]  it only reads
+            if opcode.name == "STOP":
+                return machine.pop()
+            machine.step(opcode.name, argument, position)
+    except ValueError as error:  # of genops; what the machine refuses is no ValueError
+        if data.tell() < size:
+            raise Refused(f"no pickle ({str(error)[:100]}); choose another file") from error
+    raise Refused(f"one cut short after {size} bytes; copy or download it again")
+
+
+def is_key(value: object) -> bool:
+    """Say whether a value may be a key of a dictionary or an element of a set."""
+    return isinstance(value, str | int)
+
+
+class _Machine:
+    """Stack, marks and memo of a pickle; it builds containers and asks the dialect for the rest."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # the stacks under the marks
+        self.memo: dict[int, Any] = {}
+
+    def step(self, name: str, argument: Any, position: int | None) -> None:
+        """Carry out one instruction."""
+        if name in _LITERALS:
+            self.stack.append(_LITERALS[name])
+        elif name in _EMPTY:
+            self.stack.append(_EMPTY[name]())
+        elif name in _TUPLES:
+            items = [self.pop() for _ in range(_TUPLES[name])]
+            self.stack.append(tuple(reversed(items)))
+        elif name in _VALUES:
+            if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
+                raise Refused(f"an integer of {argument.bit_length()} bits; it is damaged")
+            self.stack.append(argument)
+        elif not (self._structure(name, argument) or self._objects(name, argument)):
+            raise Refused(
+                f"the pickle instruction {name} at byte {position}, which such a checkpoint has "
+                "no need of; choose another file"
+            )
+
+    def pop(self) -> Any:
+        """Take the topmost value."""
+        if not self.stack:
+            raise Refused("a pickle that takes more than it holds; it is damaged")
+        return self.stack.pop()
+
+    def _top(self, kind: type) -> Any:
+        if not self.stack or not isinstance(self.stack[-1], kind):
+            raise Refused(f"a pickle that lacks a {kind.__name__} to fill; it is damaged")
+        return self.stack[-1]
+
+    def _since_mark(self) -> list[Any]:
+        if not self.below:
+            raise Refused("a pickle that lacks a mark; it is damaged")
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def _structure(self, name: str, argument: Any) -> bool:
+        """Carry out what concerns marks, containers and the memo; False if `name` does not."""
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "MARK":
+                self.below.append(self.stack)
+                self.stack = []
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self._top(object)
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self._top(object)
+            case "BINGET" | "LONG_BINGET":
+                if argument not in self.memo:
+                    raise Refused("a pickle that recalls what it never said; it is damaged")
+                self.stack.append(self.memo[argument])
+            case "TUPLE":
+                items = self._since_mark()
+                self.stack.append(tuple(items))
+            case "APPEND":
+                item = self.pop()
+                self._top(list).append(item)
+            case "APPENDS":
+                items = self._since_mark()
+                self._top(list).extend(items)
+            case "ADDITEMS":
+                items = self._since_mark()
+                self._top(set).update(_keys(items))
+            case "SETITEM":
+                value, key = self.pop(), self.pop()
+                self._set([key, value])
+            case "SETITEMS":
+                self._set(self._since_mark())
+            case _:
+                return False
+        return True
+
+    def _set(self, items: list[Any]) -> None:
+        keys = _keys(items[::2])
+        if len(items) % 2:
+            raise Refused("a dictionary with a key that lacks its value; it is damaged")
+        self._top(dict).update(zip(keys, items[1::2], strict=True))
+
+    def _objects(self, name: str, argument: Any) -> bool:
+        """Carry out what names, calls and fills objects; False if `name` does not."""
+        match name:
+            case "GLOBAL":
+                module, _, attribute = argument.partition(" ")
+                self._name(module, attribute)
+            case "STACK_GLOBAL":
+                attribute, module = self.pop(), self.pop()
+                self._name(module, attribute)
+            case "REDUCE" | "NEWOBJ":
+                arguments, symbol = self.pop(), self.pop()
+                if not isinstance(symbol, Symbol):
+                    raise Refused("a call of something that is no name; it is made to harm")
+                self.stack.append(self.dialect.call(symbol, arguments))
+            case "BUILD":
+                state = self.pop()
+                self.dialect.fill(self._top(object), state)
+            case "BINPERSID":
+                self.stack.append(Persistent(self.pop()))
+            case _:
+                return False
+        return True
+
+    def _name(self, module: Any, name: Any) -> None:
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise Refused("a name that is no text; it is made to harm")
+        symbol = Symbol(module, name)
+        if symbol not in self.dialect.names:
+            raise Refused(
+                f"one that asks for {symbol}, which such a checkpoint has no need of and which "
+                "was not run; do not load it with other tools either"
+            )
+        self.stack.append(symbol)
+
+
+def _keys(values: list[Any]) -> list[Any]:
+    if not all(map(is_key, values)):
+        raise Refused("a key that is neither text nor a whole number; it is damaged")
+    return values

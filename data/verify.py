@@ -1,0 +1,111 @@
+"""Is a data set of pairs whole and true? Every shard against its record, pairs against the teacher.
+
+`pipeline/verify_pairs.py` is the command.
+"""
+
+import hashlib
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data.pairs import Manifest, read_record, tar_path
+from data.reader import as_floats, read_shard
+from data.teachers import Teacher
+from get.errors import InputError
+from get.noise import draw
+
+
+def find_damage(folder: Path, shard: int, manifest: Manifest) -> str | None:
+    """Return what is wrong with a finished shard, or None if it is whole.
+
+    Bytes are compared with the record's size and hash, names and shapes with the manifest.
+    """
+    path = tar_path(folder, shard)
+    try:
+        record = read_record(folder, shard)
+        if record is None:
+            return "no record"
+        if not path.exists():
+            return "the record is there, the tar is not"
+        if (size := path.stat().st_size) != record.bytes:
+            return f"{size} bytes instead of {record.bytes}"
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
+                return "another SHA-256 than its record: some bytes have changed"
+        first = shard * manifest.pairs_per_shard
+        if (record.first_index, record.count) != (first, manifest.pairs_per_shard):
+            return f"its record says {record.count} pairs from {record.first_index}"
+        with tarfile.open(path) as tar:
+            found = tar.getnames()
+        if found != names(first, record.count, manifest):
+            return "other names in the tar than the manifest asks for"
+        noise, images, labels = read_shard(folder, shard)
+    except (InputError, tarfile.TarError, OSError, EOFError) as error:
+        return str(error)
+    if noise.shape != images.shape or tuple(noise.shape[1:]) != manifest.image_shape:
+        return f"noise {tuple(noise.shape)} and images {tuple(images.shape)}"
+    if not torch.isfinite(noise).all() or not torch.isfinite(images.float()).all():
+        return "numbers that are not finite"
+    if (labels is None) != (manifest.num_classes is None):
+        return "labels where none should be, or none where some should"
+    if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < (
+        manifest.num_classes or 0
+    ):
+        return f"labels outside 0 to {manifest.num_classes}"
+    return None
+
+
+def names(first: int, count: int, manifest: Manifest) -> list[str]:
+    """Return the names of all members of a shard in order."""
+    packed = manifest.pack > 1
+    image = "image.png" if manifest.image_format == "png" and not packed else "image.npy"
+    members = ["latent.npy", image]
+    if manifest.num_classes is not None:
+        members.append("cls.npy" if packed else "cls")
+    return [
+        f"{index:09d}.{member}"
+        for index in range(first, first + count, manifest.pack)
+        for member in sorted(members)
+    ]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How stored pairs differ from those the teacher makes now.
+
+    Attributes:
+        noise: Whether noise and labels are bitwise those of their indices.
+        highest: Largest difference of a pixel, in 8-bit levels.
+        share: Share of pixels that differ by more than a level.
+    """
+
+    noise: bool
+    highest: float
+    share: float
+
+
+def compare_with_teacher(
+    folder: Path, shard: int, batch: int, teacher: Teacher, manifest: Manifest
+) -> Difference:
+    """Make one teacher batch of a shard again and compare.
+
+    The batch is cut as it was in writing, so on the same hardware and versions the difference is
+    0; elsewhere a deterministic sampler agrees to about a level.
+    """
+    stored = read_shard(folder, shard)
+    size, total = manifest.teacher_batch_size, manifest.pairs_per_shard
+    at = slice(batch * size, min((batch + 1) * size, total))
+    indices = range(shard * total + at.start, shard * total + at.stop)
+    noise, labels = draw(manifest.seed, indices, manifest.image_shape, manifest.num_classes)
+    same = torch.equal(noise, stored.noise[at])
+    if labels is not None and stored.labels is not None:
+        same = same and torch.equal(labels, stored.labels[at])
+    images = teacher(noise, labels).cpu()
+    if manifest.image_format == "png":
+        images = images.clamp(-1, 1)
+    levels = (images - as_floats(stored.images[at])).abs() * 127.5
+    if manifest.image_format == "png":  # half a level is rounding
+        levels = (levels - 0.5).clamp_min(0)
+    return Difference(same, float(levels.max()), float((levels > 1).double().mean()))

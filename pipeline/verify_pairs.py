@@ -1,0 +1,79 @@
+"""Check a data set of pairs: `python -m pipeline.verify_pairs DIR [--deep --teacher TEACHER]`.
+
+Counts, names, sizes and hashes of every shard; with `--deep` the teacher makes a sample of the
+pairs again. Exit code 0 if all is whole and true, 1 if something is not.
+"""
+
+from itertools import islice
+
+import numpy as np
+
+from data.pairs import Manifest, read_manifest, record_path, tar_path
+from data.teachers import Execution, Sampler, open_teacher
+from data.verify import compare_with_teacher, find_damage
+from get.errors import InputError
+from pipeline import cli
+from pipeline.config_measure import VerifyConfig
+
+SHOWN = 20  # damaged shards that are named
+
+
+def main(config: VerifyConfig) -> None:
+    """Check every shard, then a sample of the pairs."""
+    manifest = read_manifest(config.folder)
+    finished = [int(path.stem[6:]) for path in config.folder.glob("pairs-*.json")]
+    if not finished:
+        raise InputError(f"expected shards in {config.folder}, got none; run make_pairs.py")
+    shards = range(max(finished) + 1)
+    problems: dict[int, str] = {}
+    with cli.progress_bar(len(shards), "verify", "shard") as bar:
+        for shard in shards:
+            if (problem := find_damage(config.folder, shard, manifest)) is not None:
+                problems[shard] = problem
+            bar.update()
+    whole = len(shards) - len(problems)
+    print(f"{whole} of {len(shards)} shards are whole: {whole * manifest.pairs_per_shard:,} pairs")
+    for shard, problem in islice(problems.items(), SHOWN):
+        print(f"{tar_path(config.folder, shard).name}: {problem}")
+    if problems:
+        broken = [record_path(config.folder, shard).name for shard in islice(problems, SHOWN)]
+        more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise cli.Failed(
+            f"expected whole shards in {config.folder}, got {len(problems)} that are not; delete "
+            f"{', '.join(broken)}{more} there and run make_pairs.py again"
+        )
+    if config.deep:
+        compare(config, manifest, len(shards))
+
+
+def compare(config: VerifyConfig, manifest: Manifest, shards: int) -> None:
+    """Let the teacher make a sample of its batches again."""
+    if config.teacher is None:
+        raise InputError("expected --teacher beside --deep, got none; name who made the pairs")
+    sampler, execution = Sampler(**manifest.sampler), Execution(**manifest.execution)
+    teacher = open_teacher(config.teacher, sampler, cli.local_device(), execution)
+    if teacher.fingerprint != manifest.teacher:
+        raise InputError(
+            f"expected the teacher that made {config.folder}, got {config.teacher}, another one"
+        )
+    batches = -(-manifest.pairs_per_shard // manifest.teacher_batch_size)
+    chosen = np.random.default_rng(0).integers((shards, batches), size=(config.batches, 2))
+    highest, share, noise = 0.0, 0.0, True
+    for shard, batch in chosen.tolist():
+        found = compare_with_teacher(config.folder, shard, batch, teacher, manifest)
+        highest, share = max(highest, found.highest), max(share, found.share)
+        noise = noise and found.noise
+    print(
+        f"{config.batches} teacher batches made again: noise and labels "
+        f"{'the same' if noise else 'DIFFERENT'}; pixels differ by up to {highest:.3f} levels of "
+        f"256, {share:.2%} of them by more than one"
+    )
+    if not noise or share > config.tolerance:
+        raise cli.Failed(
+            f"expected the pairs of {config.folder} from {config.teacher}, got others; "
+            "--tolerance is the share of pixels that may differ by more than one level"
+        )
+
+
+if __name__ == "__main__":
+    cli.run_alone(main, VerifyConfig)

@@ -1,0 +1,47 @@
+"""The reader's benchmark measures what it says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.pairs import tar_path
+from data.reader import as_floats, read_shard
+from get.errors import InputError
+from pipeline import benchmark_reader
+from pipeline.benchmark_reader import ENCODINGS, read_ours, read_webdataset, write
+from pipeline.config_measure import ReaderConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's
+
+
+def test_every_way_reads_all_pairs_and_the_ratios_are_written(tmp_path: Path) -> None:
+    config = ReaderConfig(output_dir=tmp_path, num_pairs=128, batch_size=16, repeats=1)
+    order = write(tmp_path / "pairs", "png", config)
+    assert read_ours(order, 8) == read_webdataset(order, 16) == 128
+    benchmark_reader.main(config)
+    result = json.loads((tmp_path / "reader.json").read_text())
+    assert result["over_webdataset"].keys() == ENCODINGS.keys()
+    rates = result["pairs_per_second"]
+    for name, ratio in result["over_webdataset"].items():
+        assert ratio == pytest.approx(rates[name] / rates["webdataset"])
+    assert {"versions", "commit", "hardware"} <= result.keys()
+
+
+def test_the_encodings_hold_the_same_pairs(tmp_path: Path) -> None:
+    config = ReaderConfig(output_dir=tmp_path, num_pairs=64, batch_size=16)
+    read = {}
+    for name in ENCODINGS:
+        assert write(tmp_path / name, name, config).shards == 8
+        assert tar_path(tmp_path / name, 7).exists()
+        read[name] = read_shard(tmp_path / name, 0)
+        assert torch.equal(read[name].noise, read["png"].noise)
+        difference = as_floats(read[name].images) - as_floats(read["png"].images)
+        assert np.abs(difference.numpy()).max() < 0.005
+
+
+def test_numbers_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected batch_size a multiple of 8"):
+        ReaderConfig(output_dir=tmp_path, num_pairs=100, batch_size=16)

@@ -1,0 +1,254 @@
+"""EDM's networks: parity with golden numbers, a second implementation, known counts and formulas.
+
+`golden/edm_ddpmpp_*.safetensors` were recorded from NVlabs EDM; their headers tell how the networks
+are made. They cover DDPM++ under EDM; the rest is held by edm_reference.py.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from data.teachers.edm_checkpoint import Denoiser, EdmTeacher, build, save
+from data.teachers.edm_layers import FourierEmbedding
+from data.teachers.edm_networks import DhariwalConfig, DhariwalUNet, SongConfig, SongUNet
+from data.teachers.edm_pickle import Checkpoint
+from data.teachers.edm_precond import EdmPrecond, VePrecond, VpPrecond
+from data.teachers.sampler import Sampler
+from get.errors import InputError
+
+from .edm_reference import Reference
+
+GOLDEN = Path(__file__).parent / "golden"
+SMALL: dict[str, Any] = {
+    "img_resolution": 16,
+    "img_channels": 3,
+    "num_blocks": 1,
+    "attn_resolutions": (8,),
+}
+NCSNPP: dict[str, Any] = {
+    "embedding_type": "fourier",
+    "channel_mult_noise": 2,
+    "encoder_type": "residual",
+    "resample_filter": (1, 3, 3, 1),
+}
+
+
+class Golden(NamedTuple):
+    checkpoint: Checkpoint
+    denoiser: Denoiser
+    record: dict[str, Tensor]
+    labels: Tensor | None
+
+
+@pytest.fixture(params=["uncond", "cond"])
+def golden(request: pytest.FixtureRequest) -> Golden:
+    with safe_open(GOLDEN / f"edm_ddpmpp_{request.param}.safetensors", "pt") as file:
+        record = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = file.metadata()
+    prefix = "state."
+    state = {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
+    checkpoint = Checkpoint(header["precond"], json.loads(header["config"]), state)
+    hot = record.get("class_labels")
+    labels = None if hot is None else hot.argmax(1)
+    return Golden(checkpoint, build(checkpoint), record, labels)
+
+
+def assert_near(ours: Tensor, theirs: Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+
+
+def test_embedding_network_and_denoiser_equal_edms(golden: Golden) -> None:
+    _, denoiser, record, labels = golden
+    hot = record.get("class_labels")
+    for i, sigma in enumerate(record["sigma"]):
+        x, c_noise = record["net_in"][i], record["c_noise"][i]
+        assert_near(denoiser.model.embed(c_noise, hot), record["emb"][i])
+        assert_near(denoiser.model(x, c_noise, hot), record["net_out"][i])
+        assert_near(denoiser(record["x"][i], sigma, labels), record["denoised"][i])
+        scalings = denoiser.precond.scalings(sigma)
+        assert_near(scalings.c_in * record["x"][i], x)
+        assert torch.equal(scalings.c_noise.expand(2), c_noise)
+
+
+def test_levels_by_sample_no_label_and_augmentation_equal_edms(golden: Golden) -> None:
+    _, denoiser, record, labels = golden
+    x, sigma, augment = record["x"][2], record["sigma"][2], record["augment_labels"]
+    assert_near(denoiser(x, record["mixed_sigma"], labels), record["mixed_denoised"])
+    assert_near(denoiser(x, sigma, labels, augment), record["augmented_denoised"])
+    if labels is not None:
+        assert_near(denoiser(x, sigma, None), record["denoised_nolabel"])
+        assert not torch.allclose(record["denoised_nolabel"], record["denoised"][2], atol=1e-3)
+
+
+def test_the_images_of_18_heun_steps_equal_edms(golden: Golden, tmp_path: Path) -> None:
+    save(golden.checkpoint, tmp_path)
+    teacher = EdmTeacher(tmp_path, Sampler(steps=18), "cpu")
+    images = teacher(golden.record["latents"], golden.labels)
+    assert images.dtype == torch.float32
+    assert_near(images.double(), golden.record["heun18"], atol=1e-4)
+    sigmas = torch.cat([teacher.sigmas[:1], teacher.sigmas[1:-1].repeat_interleave(2)])
+    torch.testing.assert_close(sigmas, golden.record["heun18_sigmas"], rtol=1e-14, atol=0)
+    assert teacher.evaluations == 35
+
+
+CIFAR = {"img_resolution": 32, "img_channels": 3, "channel_mult": (2, 2, 2), "augment_dim": 9}
+SIZES = {
+    "cifar10-uncond-vp": (SongConfig(**CIFAR), 55_733_891, 425),
+    "cifar10-cond-vp": (SongConfig(**CIFAR, label_dim=10), 55_735_299, 427),
+    "cifar10-uncond-ve": (SongConfig(**CIFAR, **NCSNPP), 56_397_827, 432),
+    "imagenet64": (
+        DhariwalConfig(img_resolution=64, img_channels=3, label_dim=1000),
+        295_899_267,
+        553,
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "parameters", "keys"), SIZES.values(), ids=SIZES)
+def test_published_sizes_have_as_many_parameters_and_keys_as_edms(
+    config: SongConfig | DhariwalConfig, parameters: int, keys: int
+) -> None:
+    with torch.device("meta"):
+        denoiser = Denoiser(EdmPrecond(), config)
+    assert sum(p.numel() for p in denoiser.parameters()) == parameters
+    assert len(denoiser.state_dict()) == keys
+    assert all(name.startswith("model.") for name in denoiser.state_dict())
+
+
+def randomised(config: SongConfig | DhariwalConfig) -> SongUNet | DhariwalUNet:
+    torch.manual_seed(0)
+    network = SongUNet(config) if isinstance(config, SongConfig) else DhariwalUNet(config)
+    for name, p in network.named_parameters():
+        is_norm = p.ndim == 1 and name.endswith("weight")
+        torch.nn.init.normal_(p, float(is_norm), p[0].numel() ** -0.5 if p.ndim > 1 else 0.3)
+    if isinstance(network.map_noise, FourierEmbedding):
+        torch.nn.init.normal_(network.map_noise.freqs, std=16)
+    return network.requires_grad_(False)
+
+
+KINDS = {
+    "ddpm++": SongConfig(**SMALL, model_channels=16, channel_mult=(1, 2), label_dim=5),
+    "ncsn++": SongConfig(
+        **SMALL, **NCSNPP, model_channels=16, channel_mult=(1, 2, 2), augment_dim=9
+    ),
+    # widths of 32 have no attention although asked for, 64 and 96 one head, 128 two
+    "adm": DhariwalConfig(
+        img_resolution=16,
+        img_channels=3,
+        num_blocks=2,
+        attn_resolutions=(16, 8, 4, 2),
+        model_channels=32,
+        channel_mult=(1, 2, 3, 4),
+        label_dim=5,
+        augment_dim=9,
+    ),
+}
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_a_network_equals_its_second_implementation(config: SongConfig | DhariwalConfig) -> None:
+    network, draw = randomised(config), torch.Generator().manual_seed(1)
+    x, t = torch.randn(2, 3, 16, 16, generator=draw), torch.tensor([-1.3, 1.1])
+    labels = torch.eye(5)[[3, 0]] if config.label_dim else None
+    augment = torch.randn(2, 9, generator=draw) if config.augment_dim else None
+    found = network(x, t, labels, augment)
+    inputs = (None if v is None else v.double() for v in (x, t, labels, augment))
+    expected = Reference(config, network.state_dict())(*inputs)  # pyrefly: ignore[bad-argument-type]
+    scale = float(expected.std())
+    assert scale > 0.1
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=3e-5 * scale)
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_one_level_for_the_batch_is_that_level_for_every_sample(
+    config: SongConfig | DhariwalConfig,
+) -> None:
+    network, x = randomised(config), torch.randn(3, 3, 16, 16)
+    labels = torch.eye(5)[[3, 0, 1]] if config.label_dim else None
+    one, all_ = (network(x, torch.full((n,), 0.4), labels) for n in (1, 3))
+    torch.testing.assert_close(one, all_, rtol=0, atol=1e-5)
+
+
+def test_resampling_filters_are_buffers_of_sum_one() -> None:
+    taps = SongUNet(KINDS["ncsn++"]).state_dict()["enc.8x8_down.conv0.resample_filter"]
+    assert taps.shape == (1, 1, 4, 4)
+    assert torch.equal(64 * taps[0, 0], torch.outer(*2 * [torch.tensor([1.0, 3.0, 3.0, 1.0])]))
+
+
+SIGMA = torch.tensor([0.002, 0.02, 0.5, 1.0, 20.0, 80.0], dtype=torch.float64)
+
+
+def test_edm_scalings_keep_input_and_target_at_unit_variance() -> None:
+    c = EdmPrecond(sigma_data=0.7).scalings(SIGMA)
+    total = SIGMA**2 + 0.49
+    torch.testing.assert_close(c.c_in**2 * total, torch.ones_like(SIGMA))
+    target = ((1 - c.c_skip) * 0.7) ** 2 + (c.c_skip * SIGMA) ** 2
+    torch.testing.assert_close(c.c_out**2, target)
+    torch.testing.assert_close(c.c_noise, SIGMA.log() / 4)
+
+
+def test_vp_scalings_invert_the_noise_schedule() -> None:
+    precond = VpPrecond()
+    t = torch.tensor([0.01, 0.3, 1.0], dtype=torch.float64)
+    sigma = ((19.9 * t**2 / 2 + 0.1 * t).exp() - 1).sqrt()
+    c = precond.scalings(sigma)
+    torch.testing.assert_close(c.c_noise, 999 * t)
+    torch.testing.assert_close(c.c_in, (sigma**2 + 1) ** -0.5)
+    assert torch.equal(c.c_out, -sigma)
+    assert torch.equal(c.c_skip, torch.ones(3, dtype=torch.float64))
+    assert (precond.sigma_min, precond.sigma_max) == (0.0009765625, 152.16697692871094)
+
+
+def test_ve_scalings() -> None:
+    c = VePrecond().scalings(SIGMA)
+    one = torch.ones_like(SIGMA)
+    assert torch.equal(c.c_skip, one)
+    assert torch.equal(c.c_in, one)
+    assert torch.equal(c.c_out, SIGMA)
+    torch.testing.assert_close(c.c_noise, (SIGMA / 2).log())
+    assert (VePrecond().sigma_min, VePrecond().sigma_max) == (0.02, 100.0)
+
+
+@pytest.mark.parametrize("precond", [EdmPrecond(), VpPrecond(), VePrecond()])
+def test_a_denoiser_is_c_skip_x_plus_c_out_of_the_network(
+    precond: EdmPrecond | VpPrecond | VePrecond,
+) -> None:
+    config = KINDS["ddpm++"]
+    denoiser = Denoiser(precond, config)
+    denoiser.model.load_state_dict(randomised(config).state_dict())
+    x, sigma, labels = torch.randn(2, 3, 16, 16), torch.tensor([0.3, 7.0]), torch.tensor([4, 1])
+    c = [part.view(2, 1, 1, 1) for part in precond.scalings(sigma)]
+    out = denoiser.model(c[2] * x, c[3].flatten(), torch.eye(5)[labels])
+    found = denoiser(x.double(), sigma.double(), labels)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, c[0] * x + c[1] * out)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"channel_mult": ()},
+        {"img_resolution": 15},
+        {"model_channels": 6},
+        {"model_channels": 0},
+        {"num_blocks": 10**9},
+        {"channel_mult": (1, -1)},
+        {"resample_filter": (1, 2, 1)},
+        {"model_channels": 132},
+    ],
+    ids=str,
+)
+def test_sizes_without_meaning_are_refused(change: dict) -> None:
+    sizes: dict[str, Any] = {**SMALL, "channel_mult": (1, 2), **change}
+    with pytest.raises(InputError, match=r"^expected .*, got "), torch.device("meta"):
+        SongUNet(SongConfig(**sizes))
+
+
+def test_attention_heads_must_share_the_width() -> None:
+    with pytest.raises(InputError, match="3 attention heads share, got 224"):
+        DhariwalUNet(DhariwalConfig(**SMALL, model_channels=224, channel_mult=(1,)))

@@ -1,0 +1,157 @@
+"""Every damage a shard can suffer is found and named; the teacher's own pairs are recognised."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from data.pairs import ImageFormat, Manifest, open_data_set, record_path, tar_path
+from data.teachers import SHIPPED, Sampler
+from data.verify import find_damage
+from data.writer import PairSettings, describe, generate_shard, write_shards
+from pipeline import cli, verify_pairs
+from pipeline.config_measure import VerifyConfig
+
+from .problems import Softsign
+
+
+def data_set(folder: Path, form: ImageFormat = "npy32", pack: int = 1) -> Manifest:
+    teacher = Softsign()
+    manifest = describe(
+        teacher, seed=0, teacher_batch_size=8, pairs_per_shard=16, image_format=form, pack=pack
+    )
+    open_data_set(folder, manifest)
+    write_shards(folder, range(3), teacher, manifest)
+    return manifest
+
+
+@pytest.mark.parametrize("form", ["png", "npy", "npy32"])
+@pytest.mark.parametrize("pack", [1, 8])
+def test_a_whole_data_set_has_no_damage(tmp_path, form, pack):
+    manifest = data_set(tmp_path, form, pack)
+    assert [find_damage(tmp_path, shard, manifest) for shard in range(3)] == [None] * 3
+
+
+def cut(at: int) -> Callable[[bytes], bytes]:
+    return lambda data: data[:at]
+
+
+def flip(at: int) -> Callable[[bytes], bytes]:
+    return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+DAMAGES = {
+    "cut inside data": cut(512 + 30),
+    "cut inside a header": cut(2 * 512 + 100),
+    "cut on a member's boundary": cut(2 * 512),
+    "cut on a sample's boundary": cut(6 * 512),
+    "bad header": lambda data: data[:3072] + b"x" * 512 + data[3584:],
+    "flipped byte in an array": flip(512 + 200),
+    "flipped byte in a header": flip(10),
+    "empty file": cut(0),
+    "more at the end": lambda data: data + bytes(512),
+}
+
+
+@pytest.mark.parametrize("trusting", [False, True], ids=["", "its record rewritten"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found_and_the_others_are_whole(tmp_path, damage, trusting):
+    manifest = data_set(tmp_path)
+    path = tar_path(tmp_path, 1)
+    data = DAMAGES[damage](path.read_bytes())
+    path.write_bytes(data)
+    if trusting:  # a copying tool that renews hashes would hide a flip inside numbers
+        record = json.loads(record_path(tmp_path, 1).read_text())
+        record |= {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+        record_path(tmp_path, 1).write_text(json.dumps(record))
+    found = [find_damage(tmp_path, shard, manifest) for shard in range(3)]
+    assert found[0] is found[2] is None
+    hidden = trusting and damage in ("flipped byte in an array", "more at the end")
+    assert (found[1] is None) == hidden
+
+
+def test_a_missing_tar_a_missing_record_and_a_lying_one_are_found(tmp_path):
+    manifest = data_set(tmp_path)
+    tar_path(tmp_path, 0).unlink()
+    record_path(tmp_path, 1).unlink()
+    shutil.copy(record_path(tmp_path, 2), record_path(tmp_path, 3))
+    shutil.copy(tar_path(tmp_path, 2), tar_path(tmp_path, 3))
+    found = [find_damage(tmp_path, shard, manifest) for shard in range(4)]
+    assert found[0] == "the record is there, the tar is not"
+    assert found[1] == "no record"
+    assert found[2] is None
+    assert found[3] == "its record says 16 pairs from 32"
+
+
+@pytest.fixture
+def verify(monkeypatch, capsys):
+    """Return a function that runs the command and returns its exit code and its output."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["verify_pairs.py", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.run_alone(verify_pairs.main, VerifyConfig)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_names_the_damaged_shard_and_says_what_to_do(tmp_path, verify):
+    data_set(tmp_path)
+    assert verify(tmp_path)[:2] == (0, "3 of 3 shards are whole: 48 pairs\n")
+    tar_path(tmp_path, 1).write_bytes(b"")
+    code, out, err = verify(tmp_path)
+    assert code == 1
+    assert "2 of 3 shards are whole" in out
+    assert "pairs-000001.tar: 0 bytes instead of" in out
+    assert "delete pairs-000001.json there and run make_pairs.py again" in err
+
+
+def test_deep_verification_knows_the_teachers_pairs_from_others(tmp_path, verify):
+    settings = PairSettings(
+        teacher=str(SHIPPED / "digits-teacher"),
+        folder=tmp_path,
+        sampler=Sampler(steps=3),
+        teacher_batch_size=8,
+        pairs_per_shard=16,
+    )
+    records = [generate_shard(settings, shard) for shard in range(2)]
+    teacher = "--teacher", settings.teacher
+    code, out, _ = verify(tmp_path, "--deep", *teacher)
+    assert code == 0, out
+    assert "noise and labels the same; pixels differ by up to 0.0" in out
+    assert verify(tmp_path, "--deep")[0] == 2  # who made them?
+
+    # The tar of shard 0 in place of shard 1, its record and names made to fit.
+    data = tar_path(tmp_path, 0).read_bytes()
+    for i in range(16):
+        data = rename(data, f"{i:09d}.", f"{i + 16:09d}.")
+    tar_path(tmp_path, 1).write_bytes(data)
+    record = {**vars(records[1]), "bytes": len(data), "sha256": sha256(data).hexdigest()}
+    record_path(tmp_path, 1).write_text(json.dumps(record))
+    assert verify(tmp_path)[0] == 0
+    code, out, err = verify(tmp_path, "--deep", *teacher)
+    assert code == 1
+    assert "noise and labels DIFFERENT" in out
+    assert "expected the pairs" in err
+
+
+def rename(data: bytes, old: str, new: str) -> bytes:
+    """Rename members of a tar, header checksums included."""
+    blocks = [data[at : at + 512] for at in range(0, len(data), 512)]
+    for n, block in enumerate(blocks):
+        if block.startswith(old.encode()):
+            header = bytearray(block)
+            header[: len(new)] = new.encode()
+            header[148:156] = b" " * 8
+            header[148:156] = f"{sum(header):06o}\0 ".encode()
+            blocks[n] = bytes(header)
+    return b"".join(blocks)

@@ -1,0 +1,189 @@
+"""Writing many shards at once, being killed at it, and the one pure call of it all."""
+
+import multiprocessing
+import random
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from data import writer
+from data.pairs import Manifest, count_shards, open_data_set, read_record, tidy
+from data.teachers import SHIPPED, Sampler
+from data.writer import PairSettings, describe, generate_shard, write_shards
+from get.errors import InputError
+
+from .problems import Softsign
+
+ROOT = Path(__file__).parents[1]
+SHARDS = 12
+
+
+class Slow(Softsign):
+    """A teacher that takes its time, so that a signal finds it at work."""
+
+    def __call__(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+        time.sleep(0.005)
+        return super().__call__(noise, labels)
+
+
+def manifest(teacher: Softsign, pairs_per_shard: int = 20) -> Manifest:
+    sizes = {"teacher_batch_size": 8, "pairs_per_shard": pairs_per_shard}
+    return describe(teacher, seed=0, image_format="png", **sizes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def work(folder: Path, task: int) -> None:
+    """What one of three tasks does: write what is missing of its share, then tidy up."""
+    torch.set_num_threads(1)
+    teacher = Slow()
+    settings = manifest(teacher)
+    open_data_set(folder, settings)
+    mine = [i for i in range(task, SHARDS, 3) if read_record(folder, i) is None]
+    write_shards(folder, mine, teacher, settings)
+    tidy(folder)
+
+
+def test_twenty_kills_over_three_writers_leave_the_bytes_of_an_undisturbed_run(tmp_path):
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    for task in range(3):
+        work(whole, task)
+    fork, chance, kills = multiprocessing.get_context("fork"), random.Random(0), 0
+    while kills < 20:
+        writers = [fork.Process(target=work, args=(torn, task)) for task in range(3)]
+        for process in writers:
+            process.start()
+        time.sleep(chance.uniform(0.001, 0.12))
+        for process in writers:
+            if process.is_alive():
+                process.kill()
+                kills += 1
+            process.join()
+        if (torn / "manifest.json").exists() and count_all(torn) == SHARDS:
+            for name in contents(torn):  # all done before the last kill: begin again
+                (torn / name).unlink()
+    for task in range(3):
+        work(torn, task)
+    assert contents(torn) == contents(whole)
+
+
+def count_all(folder: Path) -> int:
+    return sum(read_record(folder, shard) is not None for shard in range(SHARDS))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_twenty_kills_of_the_command_leave_the_bytes_of_an_undisturbed_run(tmp_path):
+    def command(folder: Path, task: int) -> list[str]:
+        small = ["--num_pairs", "384", "--pairs_per_shard", "32", "--teacher_batch_size", "32"]
+        share = f"--task_index {task} --num_tasks 3 --num_inference_steps 3".split()
+        given = ["--output_dir", str(folder), *small, *share]
+        return [sys.executable, "-m", "pipeline.make_pairs", "smoke", *given]
+
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT}
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    for task in range(3):
+        subprocess.run(command(whole, task), check=True, **quiet)
+    chance, kills = random.Random(0), 0
+    while kills < 20:
+        writers = [subprocess.Popen(command(torn, task), **quiet) for task in range(3)]
+        while not (torn / "manifest.json").exists():
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 6))
+        for process in writers:
+            if process.poll() is None:
+                process.kill()
+                kills += 1
+            process.wait()
+        for path in torn.glob(f"pairs-*{chance.randrange(10)}.json"):
+            path.unlink()  # or there would soon be nothing left to write
+    for task in range(3):
+        subprocess.run(command(torn, task), check=True, **quiet)
+    assert contents(torn) == contents(whole)
+
+
+def test_tidying_removes_leftovers_of_what_exists_and_nothing_else(tmp_path):
+    work(tmp_path, 0)
+    before = contents(tmp_path)
+    (tmp_path / ".pairs-000000.tar.abc.tmp").touch()
+    (tmp_path / ".pairs-000000.json.abc.tmp").touch()
+    (tmp_path / ".manifest.json.abc.tmp").touch()
+    (tmp_path / ".pairs-000001.tar.abc.tmp").touch()  # another task is at work on it
+    tidy(tmp_path)
+    assert contents(tmp_path) == before | {".pairs-000001.tar.abc.tmp": b""}
+
+
+def test_encoding_overlaps_the_next_teacher_batch(tmp_path, monkeypatch):
+    """The teacher is asked for its third batch before the first one's last pair is encoded."""
+    asked, encoded = threading.Semaphore(0), threading.Event()
+
+    class Asked(Softsign):
+        def __call__(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+            asked.release()
+            return super().__call__(noise, labels)
+
+    def slow_encode(*arguments):
+        if not encoded.is_set():
+            for _ in range(3):
+                assert asked.acquire(timeout=30)
+            encoded.set()
+        return iter(())
+
+    monkeypatch.setattr("data.writer.encode", slow_encode)
+    teacher = Asked()
+    settings = manifest(teacher, pairs_per_shard=24)
+    open_data_set(tmp_path, settings)
+    write_shards(tmp_path, [0], teacher, settings)
+    assert encoded.is_set()
+
+
+def test_a_full_disk_ends_with_the_name_of_the_shard_and_leaves_nothing(tmp_path, monkeypatch):
+    teacher = Softsign()
+    settings = manifest(teacher)
+    open_data_set(tmp_path, settings)
+    write_shards(tmp_path, [0], teacher, settings)
+    before = contents(tmp_path)
+
+    write = writer._OpenShard.write
+
+    def full(shard: writer._OpenShard, data: bytes) -> int:
+        if shard.bytes + len(data) > 2000 and not shard.dropped:
+            raise OSError(28, "No space left on device")
+        return write(shard, data)
+
+    monkeypatch.setattr("data.writer._OpenShard.write", full)
+    with pytest.raises(OSError, match=r"No space left on device.*pairs-000001\.tar"):
+        write_shards(tmp_path, [1, 2], teacher, settings)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("pack", [1, 8])
+def test_generate_shard_is_one_pure_call(tmp_path, pack):
+    settings = PairSettings(
+        teacher=str(SHIPPED / "digits-teacher"),
+        folder=tmp_path / "one",
+        sampler=Sampler(steps=2),
+        teacher_batch_size=8,
+        pairs_per_shard=16,
+        pack=pack,
+    )
+    record = generate_shard(settings, 2)
+    assert (record.first_index, record.count) == (32, 16)
+    assert generate_shard(settings, 2) == record  # it is there
+    again = replace(settings, folder=tmp_path / "two")
+    assert [generate_shard(again, i).sha256 for i in (0, 2)][1] == record.sha256
+    generate_shard(settings, 0)
+    generate_shard(settings, 1)
+    assert count_shards(settings.folder) == 3
+    other = replace(settings, seed=1)
+    with pytest.raises(InputError, match="seed was 0, is 1"):
+        generate_shard(other, 3)
