@@ -281,7 +281,16 @@ class TrainConfig(TrainingConfig):
             streams=self.streams,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             validation_steps=self.validation_steps,
+            phantom_steps=self.phantom_steps,
+            solver_max_steps=self.solver_max_steps,
+            solver_tol=self.solver_tol,
         )
+        least = 1 if self.gradient == "unrolled" else 0
+        if self.unrolled_iterations is not None and self.unrolled_iterations < least:
+            raise InputError(
+                f"expected unrolled_iterations of at least {least} for gradient {self.gradient}, "
+                f"got {self.unrolled_iterations}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
