@@ -28,7 +28,7 @@ def main(config: PairsConfig) -> None:
     mine = [i for i in shards[task::tasks] if read_record(folder, i) is None]
     if not mine:
         tidy(folder)
-        print(f"the shards of task {task} of {tasks} in {folder} are written; {left(config)}")
+        print(f"{left(config)}; nothing to do for task {task} of {tasks}")
         return
 
     began = time.perf_counter()
@@ -78,8 +78,8 @@ def left(config: PairsConfig) -> str:
     """Say how far the whole data set is."""
     shards = range(config.num_pairs // config.pairs_per_shard)
     done = sum(record_path(config.output_dir, i).exists() for i in shards)
-    rest = len(shards) - done
-    return f"{done} of {len(shards)} shards are written" + (f", {rest} are left" if rest else "")
+    rest = f", {len(shards) - done} are left" if done < len(shards) else ""
+    return f"{done} of {len(shards)} shards are written to {config.output_dir}{rest}"
 
 
 if __name__ == "__main__":
