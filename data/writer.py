@@ -201,6 +201,39 @@ def write_shards(
     return records
 
 
+def write_given(
+    folder: Path,
+    shard: int,
+    manifest: Manifest,
+    noise: Tensor,
+    images: Tensor,
+    labels: Tensor | None,
+) -> ShardRecord:
+    """Publish one shard of pairs that somebody else has made; see `write_shards`.
+
+    Args:
+        folder: The data set.
+        shard: Its number from 0.
+        manifest: The settings.
+        noise: Unit normal noise of `pairs_per_shard` pairs.
+        images: Images in [-1, 1].
+        labels: Class indices, or None.
+
+    Raises:
+        InputError: If the images are not finite or of another number.
+        OSError: If the disk is full or the folder cannot be written to.
+    """
+    tar = _OpenShard(folder, shard, manifest)
+    try:
+        first = shard * manifest.pairs_per_shard
+        tar.add(range(first, first + len(noise)), noise, images, labels)
+        if (record := tar.publish()) is not None:
+            return record
+    finally:
+        tar.close()
+    raise InputError(f"expected {manifest.pairs_per_shard} pairs, got {len(noise)}")
+
+
 def _draws(shard: int, manifest: Manifest) -> Iterator[tuple[range, Tensor, Tensor | None]]:
     """Yield indices, noise and labels of the teacher batches of a shard, one drawn ahead."""
     first, end = (n * manifest.pairs_per_shard for n in (shard, shard + 1))

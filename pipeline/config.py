@@ -1,14 +1,12 @@
 """The settings of what makes: frozen, checked when made, one default in one place.
 
-Those of what measures are in config_measure.py.
+Those of what measures are in config_measure.py, of what converts in config_convert.py.
 `recipes.py` fills them in by name; the command line overrides single fields.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from data.pairs import ImageFormat
 from data.teachers import SamplerName
@@ -226,6 +224,8 @@ class TrainConfig(TrainingConfig):
         skip_damaged_shards: Read other shards in place of damaged or missing ones, and count them;
             without, the first stops the training.
         model: The student's shape.
+        init_from: A run of train.py, one of its checkpoints, or what convert.py makes of one of
+            locuslab/get: its weights, their average and AdamW's moments are the start.
         holdout_shards: The last shards, kept from training for a validation loss.
         streams: Logical streams of the data order; processes times loader workers divide it.
         train_batch_size: Samples a process and micro-step; None derives it from the global batch.
@@ -254,6 +254,7 @@ class TrainConfig(TrainingConfig):
     pairs_cache: Path | None = None
     skip_damaged_shards: bool = False
     model: GETModel | ViTModel = field(default_factory=GETModel)
+    init_from: Path | None = None
     holdout_shards: int = 1
     streams: int = 8
     train_batch_size: int | None = None
@@ -321,16 +322,3 @@ class SampleConfig:
         unsigned(self.seed)
         if self.iterations is not None:
             positive(iterations=self.iterations)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EdmConversion:
-    """Turn a checkpoint of NVlabs EDM into a teacher's folder; nothing in it is executed.
-
-    Attributes:
-        file: The checkpoint, a pickle.
-        output_dir: The new folder.
-    """
-
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    output_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]

@@ -46,9 +46,7 @@ def main(config: PairsConfig) -> None:
         write_shards(folder, mine, teacher, manifest, progress)
     tidy(folder)
     rate = total / (time.perf_counter() - began)
-    print(
-        f"wrote {len(mine)} shards to {folder}: {rate:.0f} pairs/s; {left(config)}", file=sys.stderr
-    )
+    print(f"wrote {len(mine)} shards, {rate:.0f} pairs/s; {left(config)}", file=sys.stderr)
 
 
 def pair_settings(config: PairsConfig) -> PairSettings:

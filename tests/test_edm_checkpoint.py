@@ -172,6 +172,7 @@ VIEWS = {
     "beyond the end": (1, (12,), (1,)),
     "an offset before the start": (-1, (2,), (1,)),
     "a stride backwards": (11, (12,), (-1,)),
+    "a stride backwards beside one forwards": (0, (2, 3), (-1, 2)),
     "a stride beyond": (0, (2,), (12,)),
     "repeated without end": (0, (10**12,), (0,)),
     "a huge product": (0, (2**40, 2**40), (0, 0)),
@@ -376,6 +377,13 @@ def test_a_storage_that_is_not_whole_or_asks_for_anything_is_refused(
     refusal(pkl)
 
 
+def test_a_storage_within_a_storage_is_refused_by_name(pkl: Path) -> None:
+    """Else thousands of them, one within the other, would exhaust the stack."""
+    inner = dumps(lambda: Call(torch.storage._load_from_bytes, b""), 2)
+    write(pkl, storage(lambda data: inner + data))
+    assert "asks for torch.storage._load_from_bytes" in refusal(pkl)
+
+
 def nested(depth: int) -> object:
     module = torch.nn.Module()
     state = instance(module)
@@ -389,10 +397,25 @@ def twice() -> object:
     return tiny(_modules={"a": child, "b": child})
 
 
+def described(**changes: object) -> Callable[[], object]:
+    """Return a tiny checkpoint whose wrapper says something else of itself."""
+
+    def content() -> object:
+        ema = Persistent("EDMPrecond", instance(torch.nn.Module()))
+        ema.description |= changes
+        return {"ema": ema}
+
+    return content
+
+
+def test_the_layout_that_is_changed_below_is_read(pkl: Path) -> None:
+    assert read_pickle(write(pkl, described())).wrapper == "EDMPrecond"
+
+
 LAYOUTS: dict[str, Callable[[], object]] = {
-    "another version": lambda: {"ema": Persistent("EDMPrecond", {}, version=7)},
-    "a function": lambda: {"ema": Persistent("EDMPrecond", {}, type="func")},
-    "one more field": lambda: {"ema": Persistent("EDMPrecond", {}, meta={})},
+    "another version": described(version=7),
+    "a function": described(type="func"),
+    "one more field": described(meta={}),
     "no modules": lambda: {"ema": Persistent("E", {"_init_args": (), "_init_kwargs": {}})},
     "arguments by place": lambda: tiny(_init_args=(32,)),
     "an argument that is no plain value": lambda: tiny(_init_kwargs={"a": [[1]]}),

@@ -7,7 +7,6 @@ string. What comes out, tensors and plain values, becomes a network in edm_check
 """
 
 import io
-import math
 import mmap
 import struct
 from dataclasses import dataclass, field
@@ -18,13 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.teachers.pickle_machine import Dialect, Persistent, Refused, Symbol, is_key, load
+from data.teachers.pickle_machine import (
+    Dialect,
+    Persistent,
+    Refused,
+    Symbol,
+    is_key,
+    load,
+    tensor_in,
+)
 from get.errors import InputError
 
 Number = bool | int | float
 Scalar = str | Number | None
 MAX_DEPTH = 8  # modules within modules; EDM's networks have five
-MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def _call(symbol: Symbol, arguments: object) -> Any:
             "torch._utils._rebuild_tensor_v2",
             (_Storage() as storage, int(offset), tuple(size), tuple(stride), bool(), dict(), *_),
         ):
-            return _tensor(storage.data, offset, size, stride)
+            return tensor_in(storage.data, offset, size, stride)
         case "torch._utils._rebuild_parameter", (Tensor() as tensor, bool(), dict()):
             return tensor
         case "torch.nn.modules.container.ModuleDict", ():
@@ -152,19 +158,6 @@ def _storage(data: bytes) -> _Storage:
             numbers = np.frombuffer(data, "<f4", count, start)
             return _Storage(torch.from_numpy(numbers.astype(np.float32)))
     raise Refused("a storage whose parts contradict each other; copy or download it again")
-
-
-def _tensor(data: Tensor, offset: int, size: tuple, stride: tuple) -> Tensor:
-    """Return a view that stays inside its storage and is not larger than it."""
-    count = len(data)
-    if len(size) == len(stride) <= MAX_DIMENSIONS and all(
-        isinstance(n, int) and isinstance(step, int) and n >= 1 and 0 <= step <= count
-        for n, step in zip(size, stride, strict=True)
-    ):
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if 0 <= offset <= last < count and math.prod(size) <= count:
-            return data.as_strided(size, stride, offset)
-    raise Refused(f"a tensor that does not fit its storage of {count} numbers; it is damaged")
 
 
 def _fill(target: Any, state: object) -> None:

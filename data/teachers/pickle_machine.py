@@ -2,17 +2,22 @@
 
 A pickle is a program. This machine knows the instructions that protocols 2 to 5 need for plain
 objects; where a pickle names, calls or fills something, a `Dialect` decides what stands for it,
-and a name that the dialect does not list is refused. edm_pickle.py speaks one such dialect.
+and a name that the dialect does not list is refused. edm_pickle.py speaks one such dialect,
+data/torch_file.py another.
 """
 
 import io
+import math
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pickletools import genops
 from typing import Any
 
+from torch import Tensor
+
 MAX_BITS = 128  # of an integer; the longest in use, torch's magic number, has 80
+MAX_DIMENSIONS = 8  # of a tensor
 
 
 class Refused(Exception):
@@ -84,6 +89,23 @@ def load(data: mmap.mmap | io.BytesIO, size: int, dialect: Dialect) -> Any:
 def is_key(value: object) -> bool:
     """Say whether a value may be a key of a dictionary or an element of a set."""
     return isinstance(value, str | int)
+
+
+def tensor_in(data: Tensor, offset: int, size: tuple, stride: tuple) -> Tensor:
+    """Return a view that stays inside its storage and is not larger than it.
+
+    Raises:
+        Refused: If there is no such view.
+    """
+    count = len(data)
+    if len(size) == len(stride) <= MAX_DIMENSIONS and all(
+        isinstance(n, int) and isinstance(step, int) and n >= 1 and 0 <= step <= count
+        for n, step in zip(size, stride, strict=True)
+    ):
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if 0 <= offset <= last < count and math.prod(size) <= count:
+            return data.as_strided(size, stride, offset)
+    raise Refused(f"a tensor that does not fit its storage of {count} numbers; it is damaged")
 
 
 class _Machine:
