@@ -17,7 +17,7 @@ from get.losses import IterateLoss
 from get.models import GET, Equilibrium, build
 from pipeline import cli
 from pipeline.config_measure import MemoryConfig
-from pipeline.files import new_file, write_json
+from pipeline.files import new_file, read_json, write_json
 from pipeline.provenance import provenance
 
 Mode = tuple[bool, Phantom | Implicit | None]  # gradient checkpointing, how the solution is
@@ -72,10 +72,7 @@ def main(config: MemoryConfig) -> None:
     }
     write_json(config.output_dir / "memory.json", result)
     plot(config, found)
-    for name in names:
-        row = "  ".join(f"{k}: {v['peak'] / 2**20:.0f}" for k, v in found[name].items())
-        saved = result["peak_saved_at_most_iterations"][name]
-        print(f"{name:22} peak MiB at iterations {row}; {saved:.1%} less at {most}")
+    print(markdown(read_json(config.output_dir / "memory.json")))
     print(f"memory {config.output_dir / 'memory.json'}, {config.output_dir / 'memory.png'}")
 
 
@@ -98,6 +95,20 @@ def step_memory(model: GET, config: MemoryConfig, count: int, mode: Mode) -> dic
         kept = memory.now
         loss.backward()
     return {"kept": kept, "peak": memory.peak}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the table: bytes kept, then the peak, in MiB, and what is saved."""
+    counts = list(result["bytes"]["unrolled"])
+    lines = [
+        ["gradient", *(f"{k} iterations" for k in counts), f"peak saved at {counts[-1]}"],
+        ["---"] * (len(counts) + 2),
+    ]
+    for name, row in result["bytes"].items():
+        cells = [f"{row[k]['kept'] / 2**20:.0f} / {row[k]['peak'] / 2**20:.0f}" for k in counts]
+        saved = result["peak_saved_at_most_iterations"][name]
+        lines.append([name, *cells, f"{saved:.1%}" if name != "unrolled" else "-"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def plot(config: MemoryConfig, found: dict[str, dict[int, dict[str, int]]]) -> None:

@@ -221,8 +221,10 @@ class ReportConfig:
         recipe: Name of the recipe, for titles and marks.
         evaluation: Folder of what evaluate.py wrote; report.md and comparison.png go there too.
         readme: A Markdown file whose table between the marks of this recipe is renewed.
+        benchmarks: Folder of what benchmark.py wrote; its tables in `readme` are renewed too.
     """
 
     recipe: str
     evaluation: Path
     readme: Path | None = None
+    benchmarks: Path | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from get.errors import InputError
-from pipeline import cli
+from pipeline import benchmark_memory, benchmark_modes, benchmark_solvers, cli
 from pipeline.config_measure import ReportConfig
 from pipeline.files import new_file, read_json
 from pipeline.recipes import REPORTS
@@ -23,6 +23,13 @@ COLUMNS = (
     *("FID held-out", "KID training", "precision", "recall", "class accuracy"),
     *("nearest training image", "images/s", "x teacher", "training time"),
 )
+
+
+BENCHMARKS = {
+    "memory": benchmark_memory.markdown,
+    "modes": benchmark_modes.markdown,
+    "solvers": benchmark_solvers.markdown,
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,9 @@ def main(config: ReportConfig) -> None:
         temporary.write_text(text + "\n")
     if config.readme:
         renew(config.readme, config.recipe, "\n\n".join([table, *remarks(models)]))
+    if config.readme and config.benchmarks:
+        for name, markdown_of in BENCHMARKS.items():
+            renew(config.readme, name, markdown_of(read_json(config.benchmarks / f"{name}.json")))
     print(plain([list(COLUMNS), *(row.cells() for row in rows)]))
     print(f"report {report}\npicture {picture}")
 

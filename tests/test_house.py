@@ -135,5 +135,9 @@ def test_the_readmes_table_is_what_the_committed_measurements_say(tmp_path):
     readme, evaluation = tmp_path / "README.md", tmp_path / "digits"
     shutil.copyfile(ROOT / "README.md", readme)
     shutil.copytree(ROOT / "docs" / "measurements" / "digits", evaluation)
-    report.main(ReportConfig(recipe="digits", evaluation=evaluation, readme=readme))
+    benchmarks = ROOT / "docs" / "measurements" / "benchmarks"
+    config = ReportConfig(
+        recipe="digits", evaluation=evaluation, readme=readme, benchmarks=benchmarks
+    )
+    report.main(config)
     assert readme.read_text() == (ROOT / "README.md").read_text()
