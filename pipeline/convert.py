@@ -1,8 +1,10 @@
-"""From other people's checkpoints to ours: `python -m pipeline.convert NAME FILE OUT`.
+"""From other people's files to ours: `python -m pipeline.convert NAME SOURCE OUT`.
 
-    edm    a pickle of NVlabs EDM to a teacher's folder (data/teachers/edm_checkpoint.py)
+    edm             a pickle of NVlabs EDM to a teacher's folder (data/teachers/edm_checkpoint.py)
+    get_pairs       pairs of locuslab/get to a data set of ours (convert_get.py)
+    get_checkpoint  a checkpoint of locuslab/get to a pipeline, from which training can go on
 
-OUT is a new folder, or none: it appears once it is whole.
+OUT is a new folder, or none: it appears once it is whole. Nothing in SOURCE is executed.
 """
 
 import tyro
@@ -10,17 +12,23 @@ import tyro
 from data.teachers.edm_checkpoint import load, save
 from get.errors import InputError
 from pipeline import cli
-from pipeline.config import EdmConversion
+from pipeline.config_convert import CheckpointConversion, EdmConversion, PairsConversion
+from pipeline.convert_get import convert_checkpoint, convert_pairs
 from pipeline.files import new_folder
 
-CONVERSIONS = {"edm": EdmConversion(file=tyro.MISSING, output_dir=tyro.MISSING)}
+Conversion = EdmConversion | PairsConversion | CheckpointConversion
+CONVERSIONS: dict[str, Conversion] = {
+    "edm": EdmConversion(file=tyro.MISSING, output_dir=tyro.MISSING),
+    "get_pairs": PairsConversion(folder=tyro.MISSING, output_dir=tyro.MISSING),
+    "get_checkpoint": CheckpointConversion(file=tyro.MISSING, output_dir=tyro.MISSING),
+}
 
 
-def main(config: EdmConversion) -> None:
+def main(config: Conversion) -> None:
     """Convert what the settings name.
 
     Raises:
-        InputError: If FILE is no such checkpoint or there is something at OUT.
+        InputError: If the source is not what it should be or there is something at OUT.
     """
     if config.output_dir.exists():
         raise InputError(
@@ -29,6 +37,10 @@ def main(config: EdmConversion) -> None:
     match config:
         case EdmConversion():
             convert_edm(config)
+        case PairsConversion():
+            convert_pairs(config)
+        case CheckpointConversion():
+            convert_checkpoint(config)
 
 
 def convert_edm(config: EdmConversion) -> None:

@@ -35,6 +35,7 @@ from pipeline import cli
 from pipeline.config import TrainingConfig
 from pipeline.files import new_file, new_folder, read_json, write_json
 from pipeline.provenance import provenance
+from pipeline.state import load_moments, save_moments
 
 # Settings that change neither what is computed nor in which order; a run may go on without them.
 FREE = {
@@ -236,12 +237,7 @@ class Run:
                 for name, module in state.modules.items():
                     save_file(module.state_dict(), folder / f"{name}.safetensors")
                 optimizer = state.optimizer.state_dict()
-                tensors = {
-                    f"{index}.{name}": value
-                    for index, values in optimizer["state"].items()
-                    for name, value in values.items()
-                }
-                save_file(tensors, folder / "optimizer.safetensors")
+                save_moments(folder, optimizer["state"])
                 write_json(
                     folder / "state.json",
                     {
@@ -268,12 +264,8 @@ class Run:
                 saved = json.loads((folder / "state.json").read_text())
                 for name, module in state.modules.items():
                     module.load_state_dict(load_file(folder / f"{name}.safetensors"))
-                per_parameter: dict[int, dict[str, Tensor]] = {}
-                for key, value in load_file(folder / "optimizer.safetensors").items():
-                    index, name = key.split(".", 1)
-                    per_parameter.setdefault(int(index), {})[name] = value
                 state.optimizer.load_state_dict(
-                    {"state": per_parameter, "param_groups": saved["optimizer"]}
+                    {"state": load_moments(folder), "param_groups": saved["optimizer"]}
                 )
                 state.scheduler.load_state_dict(saved["scheduler"])
                 step, self.seconds = saved["step"], saved["seconds"]

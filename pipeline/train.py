@@ -34,7 +34,8 @@ from pipeline import cli
 from pipeline.config import GETModel, TrainConfig
 from pipeline.files import new_file
 from pipeline.recipes import STUDENTS
-from pipeline.run import Run, TrainState, finished
+from pipeline.run import Run, TrainState, finished, latest
+from pipeline.state import start_from
 
 GRID = 40  # images of the sample grid
 JACOBIAN = 2**32  # streams of (seed, step) from here on belong to the Jacobian penalty
@@ -74,6 +75,9 @@ def main(config: TrainConfig) -> None:
         num_training_steps=config.max_train_steps,
     )
     state = TrainState({"model": student, "ema": ema.model}, optimizer, scheduler)
+    fresh = config.overwrite_output_dir or latest(config.output_dir) is None
+    if config.init_from is not None and fresh:
+        accelerator.print(start_from(config.init_from, student, ema.model, optimizer))
     module = accelerator.prepare(training_module(config, student))  # DDP where it is several
     pipeline = GETPipeline(ema.model, load_vae(manifest.vae) if manifest.vae else None)
     pipeline.set_progress_bar_config(disable=True)
