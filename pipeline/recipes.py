@@ -109,6 +109,7 @@ def _equilibria(full: Recipe) -> Recipe:
         "implicit-iterates": replace(corrected, gradient="implicit"),
         "jacobian-0.1": replace(corrected, jacobian_weight=0.1, jacobian_probability=0.5),
         "jacobian-0.3": replace(corrected, jacobian_weight=0.3, jacobian_probability=0.5),
+        "jacobian-0.6": replace(corrected, jacobian_weight=0.6, jacobian_probability=0.5),
         "jacobian-1": replace(corrected, jacobian_weight=1.0, jacobian_probability=0.5),
         "jacobian-1-unrolled": replace(unrolled, jacobian_weight=1.0, jacobian_probability=0.5),
     }
