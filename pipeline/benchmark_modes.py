@@ -151,15 +151,20 @@ def plot(config: ModesConfig, rows: dict[str, dict[str, Any]]) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for row in rows.values():
-        line = {"label": row["training"], "marker": "o", "ms": 2, "lw": 1}
+    figure, axes = plt.subplots(1, 2, figsize=(11, 6), layout="constrained")
+    colours = plt.get_cmap("tab20")
+    for i, row in enumerate(rows.values()):
+        line = {"label": row["training"], "marker": "o", "ms": 2.5, "lw": 1.2, "color": colours(i)}
         axes[0].plot([int(k) for k in row["fid"]], list(row["fid"].values()), **line)
         axes[1].plot(range(1, 25), row["residual"][:24], **line)
     axes[0].set(xlabel="iterations", ylabel="FID (training images)", yscale="log")
+    axes[0].set_yticks([15, 20, 30, 50, 100, 200, 500], minor=False)
+    axes[0].minorticks_off()
+    axes[0].yaxis.set_major_formatter("{x:g}")
     axes[1].set(xlabel="iterations", ylabel="relative residual, median", yscale="log")
     axes[1].axhline(1e-3, ls="--", c="black", lw=0.8)
-    axes[1].legend(fontsize=6)
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=8)
     with new_file(config.output_dir / "modes.png") as path:
         figure.savefig(path, dpi=130, format="png")
     plt.close(figure)
