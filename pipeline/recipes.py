@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.teachers import SHIPPED
+from pipeline import published
 from pipeline.config import (
     ClassifierConfig,
     GETModel,
@@ -185,8 +186,9 @@ RECIPES = {"digits": DIGITS, "equilibria": _equilibria(DIGITS), "smoke": _smoke(
 
 TEACHERS = {name: recipe.teacher for name, recipe in RECIPES.items()}
 CLASSIFIERS = {"digits": ClassifierConfig(output_dir=RUNS / "digits-features")}
-PAIRS = {name: recipe.pairs for name, recipe in RECIPES.items()}
+PAIRS = {name: recipe.pairs for name, recipe in RECIPES.items()} | published.PAIRS
 STUDENTS = {name: c for recipe in RECIPES.values() for name, c in recipe.students.items()}
+STUDENTS |= published.STUDENTS
 SAMPLES = {name: recipe.sample for name, recipe in RECIPES.items()}
 EVALUATIONS = {name: recipe.evaluate for name, recipe in RECIPES.items()}
 DIAGNOSES = {
