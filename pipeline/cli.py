@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
+from io import StringIO
 from types import FrameType
 from typing import NoReturn, Self, TypeVar
 
@@ -85,7 +87,8 @@ def run(
 
 def run_alone(main: Callable[[Config], None], kind: type[Config]) -> None:
     """Do the same for a script without recipes, whose arguments are the fields of `kind`."""
-    _end_with_code(lambda: main(tyro.cli(kind, description=(kind.__doc__ or "").split("\n")[0])))
+    summary = (kind.__doc__ or "").split("\n")[0]
+    _end_with_code(lambda: main(_in_one_line(lambda: tyro.cli(kind, description=summary))))
 
 
 def _end_with_code(work: Callable[[], None]) -> None:
@@ -157,9 +160,27 @@ def _parse(table: Mapping[str, Config], arguments: list[str]) -> Config:
         name: ((type(config).__doc__ or "").split("\n")[0], config)
         for name, config in table.items()
     }
-    return tyro.extras.overridable_config_cli(
-        choices, args=arguments, config=(tyro.conf.AvoidSubcommands,)
+    return _in_one_line(
+        lambda: tyro.extras.overridable_config_cli(
+            choices, args=arguments, config=(tyro.conf.AvoidSubcommands,)
+        )
     )
+
+
+def _in_one_line(parse: Callable[[], Config]) -> Config:
+    """Let a config's own complaint through instead of the box that tyro draws around it."""
+    screen = sys.stderr
+    with redirect_stderr(StringIO()) as told:
+        try:
+            return parse()
+        except SystemExit as stop:
+            error: BaseException | None = stop
+            while error is not None and not isinstance(error, InputError):
+                error = error.__context__
+            if error is not None:
+                raise error from None
+            print(told.getvalue(), end="", file=screen)
+            raise
 
 
 def _end(name: str, message: str, code: int) -> None:
