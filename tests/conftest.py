@@ -9,11 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _alike() -> None:
+    """One thread, and the same random numbers whatever ran before."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def the_same_numbers_in_any_company() -> None:
-    """Seed torch before each test: what a test draws must not depend on those before it."""
     torch.manual_seed(0)
