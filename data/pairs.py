@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.store import Cached, Folder, Source, Store, hidden_path, open_store
+from data.store import Cached, Folder, Source, Store, hidden_path, open_store, sync
 from get.errors import InputError
 from get.images import from_pil, to_pil, to_uint8
 
@@ -188,10 +188,10 @@ def publish(folder: Path, shard: int, temporary: Path, record: ShardRecord) -> N
     hidden = hidden_path(record_file)
     try:
         temporary.replace(tar_path(folder, shard))
-        _sync(folder)  # or a power cut might keep the record and lose the tar
+        sync(folder)  # or a power cut might keep the record and lose the tar
         _write_durably(hidden, json.dumps(asdict(record), indent=2) + "\n")
         hidden.replace(record_file)
-        _sync(folder)
+        sync(folder)
     except FileNotFoundError:
         if not record_file.exists():  # or else another writer was first and has tidied up
             raise
@@ -340,11 +340,3 @@ def _write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -88,8 +88,7 @@ def read_shard(source: Source, shard: int) -> Shard:
     try:
         if record is None:
             raise FileNotFoundError("no record")
-        data = store.read_whole(name, record.bytes, record.sha256)
-        return _stack([decode(sample) for sample in samples(data)], record.count)
+        return decode_shard(store.read_whole(name, record.bytes, record.sha256), record.count)
     except InputError:  # the store does not answer; nothing is known about the shard
         raise
     except (OSError, ValueError, KeyError) as error:
@@ -98,6 +97,15 @@ def read_shard(source: Source, shard: int) -> Shard:
             f"delete {name} and its .json and run make_pairs.py again, or train with "
             "--skip_damaged_shards"
         ) from error
+
+
+def decode_shard(data: bytes, count: int) -> Shard:
+    """Decode the bytes of a tar that should hold `count` pairs.
+
+    Raises:
+        ValueError, KeyError, OSError: If it is damaged or holds another number.
+    """
+    return _stack([decode(sample) for sample in samples(data)], count)
 
 
 def _stack(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]], count: int) -> Shard:

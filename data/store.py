@@ -11,6 +11,7 @@ of the data set. Stores hold no connections and may be sent to other processes.
 Next: pairs.py says what the files are.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -275,6 +276,15 @@ def open_store(source: Source, cache: Path | None = None) -> Store:
 def hidden_path(path: Path) -> Path:
     """Return a temporary name beside `path`; process ids repeat across threads and machines."""
     return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _named(source: str | Path) -> Store:

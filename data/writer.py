@@ -186,14 +186,15 @@ def write_shards(
 
     try:
         with ThreadPoolExecutor(1) as background:  # its end waits for what has been handed over
-            for shard in shards:
-                opened.append(tar := _OpenShard(folder, shard, manifest))
-                for indices, noise, labels in _draws(shard, manifest):
-                    images = teacher(noise, labels).cpu()
-                    pending.append(background.submit(tar.add, indices, noise, images, labels))
-                    wait(at_most=AHEAD)
-                    progress(len(indices))
-                pending.append(background.submit(tar.publish))
+            for shard, indices, noise, labels in _draws(shards, manifest):
+                if indices.start == shard * manifest.pairs_per_shard:
+                    opened.append(_OpenShard(folder, shard, manifest))
+                tar, images = opened[-1], teacher(noise, labels).cpu()
+                pending.append(background.submit(tar.add, indices, noise, images, labels))
+                wait(at_most=AHEAD)
+                progress(len(indices))
+                if indices.stop == (shard + 1) * manifest.pairs_per_shard:
+                    pending.append(background.submit(tar.publish))
             wait(at_most=0)
     finally:
         for tar in opened:
@@ -234,22 +235,26 @@ def write_given(
     raise InputError(f"expected {manifest.pairs_per_shard} pairs, got {len(noise)}")
 
 
-def _draws(shard: int, manifest: Manifest) -> Iterator[tuple[range, Tensor, Tensor | None]]:
-    """Yield indices, noise and labels of the teacher batches of a shard, one drawn ahead."""
-    first, end = (n * manifest.pairs_per_shard for n in (shard, shard + 1))
+def _draws(
+    shards: Iterable[int], manifest: Manifest
+) -> Iterator[tuple[int, range, Tensor, Tensor | None]]:
+    """Yield shard, indices, noise and labels of every teacher batch, one drawn ahead."""
+    size, batch = manifest.pairs_per_shard, manifest.teacher_batch_size
 
-    def draw(start: int) -> tuple[range, Tensor, Tensor | None]:
-        indices = range(start, min(start + manifest.teacher_batch_size, end))
-        shape, classes = manifest.image_shape, manifest.num_classes
-        return indices, *noises.draw(manifest.seed, indices, shape, classes)
+    def draw(indices: range) -> tuple[Tensor, Tensor | None]:
+        return noises.draw(manifest.seed, indices, manifest.image_shape, manifest.num_classes)
 
     with ThreadPoolExecutor(1) as background:
-        starts = range(first, end, manifest.teacher_batch_size)
-        following = background.submit(draw, starts[0])
-        for start in starts[1:]:
-            now, following = following, background.submit(draw, start)
-            yield now.result()
-        yield following.result()
+        drawn: deque[tuple[int, range, Future[tuple[Tensor, Tensor | None]]]] = deque()
+        for shard in shards:
+            for start in range(shard * size, (shard + 1) * size, batch):
+                indices = range(start, min(start + batch, (shard + 1) * size))
+                drawn.append((shard, indices, background.submit(draw, indices)))
+                if len(drawn) > 1:
+                    number, at, ready = drawn.popleft()
+                    yield number, at, *ready.result()
+        for number, at, ready in drawn:
+            yield number, at, *ready.result()
 
 
 class _OpenShard:
@@ -259,8 +264,8 @@ class _OpenShard:
         self.folder, self.shard, self.manifest = folder, shard, manifest
         self.path = hidden_path(tar_path(folder, shard))
         self.count, self.bytes, self.digest, self.dropped = 0, 0, hashlib.sha256(), False
-
-        self.file = self.path.open("wb")
+        with self._named_errors():
+            self.file = self.path.open("wb")
         # No clock in the bytes.
         self.tar = TarWriter(cast(BinaryIO, self), mtime=0)
 
@@ -314,6 +319,11 @@ class _OpenShard:
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
+        except FileNotFoundError as error:
+            raise InputError(
+                f"expected the folder {self.folder}, got none: it has gone since the start; "
+                "bring it back and run the same command again"
+            ) from error
         except OSError as error:  # a failed write does not know its file
             path = tar_path(self.folder, self.shard)
             raise OSError(error.errno, error.strerror, str(path)) from error

@@ -31,6 +31,11 @@ class Losses(NamedTuple):
     residual: Float[Tensor, ""] | None
     penalty: Float[Tensor, ""] | None = None
 
+    def total(self, decay: float, penalty_weight: float = 0.0) -> Float[Tensor, ""]:
+        """Return the training loss: iterates by `geometric_weights`, and the penalty if any."""
+        loss = self.iterates @ geometric_weights(len(self.iterates), decay).to(self.iterates)
+        return loss if self.penalty is None else loss + penalty_weight * self.penalty
+
 
 class IterateLoss(nn.Module):
     """A model and its pixel loss as one module whose forward returns per-iterate losses."""

@@ -42,7 +42,6 @@ def main(config: MemoryConfig) -> None:
     model = build(config.size, image_size=config.image_size)
     if not isinstance(model, GET):
         raise InputError(f"expected a size of GET, got {config.size}; a ViT iterates nothing")
-    model.requires_grad_(True)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     names = list(modes(1))

@@ -13,7 +13,7 @@ import torch
 from data.pairs import read_manifest
 from data.reader import as_floats, read_shard
 from get.errors import InputError
-from get.losses import IterateLoss, geometric_weights
+from get.losses import IterateLoss
 from get.models import GET
 from pipeline.config import TrainConfig
 from pipeline.config_measure import DiagnoseConfig, ModesConfig
@@ -88,11 +88,7 @@ def step_seconds(config: ModesConfig, models: dict[str, GET]) -> dict[str, float
             began = time.perf_counter()
             draws = train.jacobian_draws if train.jacobian_weight else 0
             found = module(noise, labels, target, penalty_draws=draws)
-            weights = geometric_weights(len(found.iterates), train.iterate_decay)
-            loss = found.iterates @ weights
-            if found.penalty is not None:
-                loss = loss + train.jacobian_weight * found.penalty
-            loss.backward()
+            found.total(train.iterate_decay, train.jacobian_weight).backward()
             best[name] = min(best[name], time.perf_counter() - began)
     for model in models.values():
         model.zero_grad()

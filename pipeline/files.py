@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data.store import sync
 from get.errors import InputError
 
 
@@ -23,10 +24,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     for entry in (*temporary.rglob("*"), temporary):
-        _sync(entry)
+        sync(entry)
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def new_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -58,11 +59,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"expected JSON in {path}, got {type(error).__name__}") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

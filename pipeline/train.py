@@ -25,7 +25,7 @@ from get.ema import EMA
 from get.equilibrium import Anderson, Implicit, Phantom
 from get.errors import InputError
 from get.images import grid, to_uint8
-from get.losses import IterateLoss, geometric_weights
+from get.losses import IterateLoss
 from get.models import GET, Equilibrium, ViT
 from get.noise import draw, step_seed
 from get.pipeline_get import GETPipeline
@@ -105,10 +105,7 @@ def main(config: TrainConfig) -> None:
                     draws = config.jacobian_draws if penalty_weight else 0
                     generator = penalty_generator(config, step, accelerator) if draws else None
                     losses = module(part.noise, part.labels, part.images, z, draws, generator)
-                    weights = geometric_weights(len(losses.iterates), config.iterate_decay)
-                    loss = losses.iterates @ weights.to(losses.iterates)
-                    if losses.penalty is not None:
-                        loss = loss + penalty_weight * losses.penalty
+                    loss = losses.total(config.iterate_decay, penalty_weight)
                     accelerator.backward(loss)
                     residual = {} if losses.residual is None else {"residual": losses.residual}
                     parts.append({"loss": losses.iterates[-1], "total": loss, **residual})

@@ -173,12 +173,14 @@ def knows_the_image(image: Tensor, scheduler: Any) -> Callable[[Tensor, Tensor],
 @EVERY_SCHEDULER
 def test_the_network_that_knows_the_one_image_makes_it(scheduler: Any) -> None:
     image, noise = torch.rand(1, 3, 4, 4, generator=seeded(0)), unit_noise()
-    steps = 1 if type(scheduler).__name__ == ONE else 20
+    steps = 1 if type(scheduler).__name__ == ONE else 60
     solver = choose_solver(
         type(scheduler).__name__, saved(scheduler), Sampler(steps=steps), "the teacher"
     )
     made = solver(knows_the_image(image, scheduler), noise)
-    torch.testing.assert_close(made, image.expand(2, -1, -1, -1), rtol=0, atol=0.06)
+    # Some end at DDPM's lowest level, where a hundredth, sqrt(1e-4), of the noise is left.
+    left = 0.0102 * float(noise.abs().max())
+    torch.testing.assert_close(made, image.expand(2, -1, -1, -1), rtol=0, atol=left)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver++", "heun", "euler"])
@@ -188,7 +190,7 @@ def test_every_method_that_can_be_named_samples_a_ddpm(name: Any) -> None:
     sampler = Sampler(steps=20, name=name)
     solver = choose_solver("DDPMScheduler", saved(scheduler), sampler, "the teacher")
     made = solver(knows_the_image(image, scheduler), noise)
-    torch.testing.assert_close(made, image.expand(2, -1, -1, -1), rtol=0, atol=0.06)
+    torch.testing.assert_close(made, image.expand(2, -1, -1, -1), rtol=0, atol=0.03)
     assert solver.evaluations == (39 if name == "heun" else 20)
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -164,6 +165,19 @@ def test_a_full_disk_ends_with_the_name_of_the_shard_and_leaves_nothing(tmp_path
     with pytest.raises(OSError, match=r"No space left on device.*pairs-000001\.tar"):
         write_shards(tmp_path, [1, 2], teacher, settings)
     assert contents(tmp_path) == before
+
+
+def test_a_folder_that_vanishes_ends_with_a_sentence(tmp_path):
+    class Vanishing(Softsign):
+        def __call__(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+            shutil.rmtree(tmp_path / "mount", ignore_errors=True)
+            return super().__call__(noise, labels)
+
+    teacher = Vanishing()
+    settings = manifest(teacher)
+    open_data_set(tmp_path / "mount", settings)
+    with pytest.raises(InputError, match=r"expected the folder .* it has gone since the start"):
+        write_shards(tmp_path / "mount", [0, 1], teacher, settings)
 
 
 @pytest.mark.parametrize("pack", [1, 8])
