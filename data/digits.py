@@ -4,24 +4,13 @@ Split once and for all into 1,400 for training (teacher and feature network see 
 held out. Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
 """
 
-from typing import Literal, NamedTuple
-
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-Split = Literal["training", "held_out"]
+from data.labelled import Labelled, Split
 
 CLASSES = 10
 TRAINING = 1400
-
-
-class Labelled(NamedTuple):
-    """Real images with their classes."""
-
-    images: Float[Tensor, "batch channels height width"]
-    labels: Int[Tensor, " batch"]
 
 
 def digits(split: Split) -> Labelled:

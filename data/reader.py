@@ -187,6 +187,11 @@ class Order:
             position += take
         return pieces
 
+    def indices(self, step: int) -> list[int]:
+        """Return the index of every pair of a global batch, in its order."""
+        pieces = [piece for stream in range(self.streams) for piece in self.chunk(stream, step)]
+        return [shard * self.pairs_per_shard + int(at) for shard, places in pieces for at in places]
+
 
 @lru_cache(maxsize=256)
 def _permutation(length: int, seed: int, epoch: int, what: int = 0) -> Int[np.ndarray, " length"]:

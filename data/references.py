@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from data.digits import Labelled, Split, digits
+from data.digits import digits
+from data.labelled import Labelled, Split
+from data.photos import photos
 from get.errors import InputError
 from get.images import from_pil, from_uint8
 
@@ -16,22 +18,26 @@ def real_images(name: str, split: Split) -> Labelled:
     """Return real images by name.
 
     Args:
-        name: "digits", or a folder of pictures of one size. Its sub-folders, sorted by name, are
-            the classes; without sub-folders there is one class. A folder has no fixed split:
-            every tenth picture is held out.
+        name: "digits", "photos", or a folder of pictures of one size. Its sub-folders, sorted by
+            name, are the classes; without sub-folders there is one class. A folder has no fixed
+            split: every tenth picture is held out.
         split: Which part.
 
     Raises:
         InputError: If the folder is missing, holds fewer than 10 pictures, damaged ones, or several
             sizes.
     """
-    return digits(split) if name == "digits" else _folder(Path(name), split)
+    if name == "digits":
+        return digits(split)
+    if name == "photos":
+        return photos(split)
+    return _folder(Path(name), split)
 
 
 def _folder(root: Path, split: Split) -> Labelled:
     if not root.is_dir():
         raise InputError(
-            f'expected "digits" or an image folder, got {root}; there is no such folder'
+            f'expected "digits", "photos", or an image folder, got {root}; there is no such folder'
         )
     classes = sorted(p for p in root.iterdir() if p.is_dir()) or [root]
     files = [

@@ -1,12 +1,14 @@
-"""Training objective: a pixel loss on every iterate, weighted geometrically towards the last.
+"""Training objective: a loss on every iterate, weighted geometrically towards the last.
 
 `IterateLoss` is the module that DDP wraps: calling another method of an unwrapped model would
 leave gradients unsynchronised, silently.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,7 +17,9 @@ from get.equilibrium import jacobian_penalty
 from get.errors import InputError
 from get.models import GET, Equilibrium, ViT
 
-PixelLoss = Literal["l1", "l2"]
+Loss = Literal["l1", "l2", "pseudo_huber", "lpips", "dists"]
+HUBER = 0.00054  # times the root of an image's numbers (Sec. 3.3, arXiv:2310.14189)
+PERCEPTUAL_SIZE = 224  # perceptual networks look at images of this side, as in locuslab/get
 
 
 class Losses(NamedTuple):
@@ -38,12 +42,12 @@ class Losses(NamedTuple):
 
 
 class IterateLoss(nn.Module):
-    """A model and its pixel loss as one module whose forward returns per-iterate losses."""
+    """A model and its loss as one module whose forward returns per-iterate losses."""
 
     def __init__(
         self,
         model: GET | ViT,
-        loss: PixelLoss = "l1",
+        loss: Loss = "l1",
         *,
         iterations: int | None = None,
         equilibrium: Equilibrium | None = None,
@@ -52,19 +56,20 @@ class IterateLoss(nn.Module):
 
         Args:
             model: The model to train.
-            loss: "l1" is the mean absolute, "l2" the mean squared difference.
+            loss: See `image_loss`.
             iterations: Iterates of a GET with a loss each; None takes the model's number.
             equilibrium: How a GET goes on to its converged state, which gets the last loss; None
                 ends with the last iterate.
 
         Raises:
-            InputError: If a ViT is given either: it solves nothing.
+            InputError: If a ViT is given either of the last two: it solves nothing; or a perceptual
+                loss lacks its package.
         """
         super().__init__()
         if not isinstance(model, GET) and (equilibrium, iterations) != (None, None):
             raise InputError("expected a GET for an equilibrium, got a ViT; it has no fixed point")
         self.model = model
-        self.loss = loss
+        self.loss = image_loss(loss)
         self.iterations, self.equilibrium = iterations, equilibrium
 
     def forward(
@@ -92,8 +97,7 @@ class IterateLoss(nn.Module):
             )
         else:
             found = self.model.trajectory(noise, labels)
-        difference = found.images - target
-        error = difference.abs() if self.loss == "l1" else difference.square()
+        losses = torch.stack([self.loss(image, target) for image in found.images])
         penalty = None
         if penalty_draws and isinstance(self.model, GET):
             with sdpa_kernel(SDPBackend.MATH):  # the one attention that differentiates twice
@@ -104,7 +108,64 @@ class IterateLoss(nn.Module):
                     draws=penalty_draws,
                     generator=generator,
                 ).mean()
-        return Losses(error.flatten(1).mean(1), found.residual, penalty)
+        return Losses(losses, found.residual, penalty)
+
+
+def image_loss(name: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the mean loss of a batch of images against the teacher's.
+
+    Args:
+        name: "l1" is the mean absolute, "l2" the mean squared difference; "pseudo_huber" is
+            sqrt(|d|^2 + c^2) - c of an image's whole difference d over the root of its numbers, so
+            no image counts much more than another; "lpips" and "dists" compare features of
+            networks that the package piq downloads.
+
+    Raises:
+        InputError: If that package is missing.
+    """
+    match name:
+        case "l1":
+            return lambda made, target: (made - target).abs().mean()
+        case "l2":
+            return lambda made, target: (made - target).square().mean()
+        case "pseudo_huber":
+            return _pseudo_huber
+    return _Perceptual(name)
+
+
+def _pseudo_huber(made: Tensor, target: Tensor) -> Tensor:
+    root = target[0].numel() ** 0.5
+    c = HUBER * root
+    squares = (made - target).flatten(1).square().sum(1)
+    return ((squares + c**2).sqrt() - c).mean() / root
+
+
+class _Perceptual(nn.Module):
+    """LPIPS or DISTS of images in [-1, 1], grey or colour, made large enough for the networks."""
+
+    def __init__(self, name: Literal["lpips", "dists"]) -> None:
+        super().__init__()
+        try:
+            import piq
+        except ImportError as error:
+            raise InputError(
+                f"expected the package piq for loss {name}, got none; "
+                "pip install 'get-distillation[perceptual]'"
+            ) from error
+        try:
+            self.network = {"lpips": piq.LPIPS, "dists": piq.DISTS}[name]().requires_grad_(False)
+        except OSError as error:
+            raise InputError(
+                f"expected to download the weights of {name} as piq does, got: {error}; put them "
+                "into the folder of torch.hub, or choose another loss"
+            ) from error
+
+    def forward(self, made: Tensor, target: Tensor) -> Tensor:
+        large = [
+            F.interpolate(x.expand(-1, 3, -1, -1), (PERCEPTUAL_SIZE,) * 2, mode="bilinear")
+            for x in (made, target)
+        ]
+        return self.network(*((x / 2 + 0.5).clamp(0, 1) for x in large))
 
 
 def geometric_weights(count: int, decay: float) -> Float[Tensor, " iterates"]:

@@ -5,6 +5,7 @@
     pairs    the whole job of writing pairs beside its teacher alone (benchmark_pairs.py)
     reader   pairs per second of the reader beside webdataset's own (benchmark_reader.py)
     solvers  time and memory of the solvers beside torchdeq's (benchmark_solvers.py)
+    train    whole training steps beside the machine's limit and torchdeq (benchmark_train.py)
 
 A claim of speed or memory is a ratio of two things measured in one run; each writes its JSON.
 """
@@ -18,6 +19,7 @@ from pipeline import (
     benchmark_pairs,
     benchmark_reader,
     benchmark_solvers,
+    benchmark_train,
     cli,
 )
 from pipeline.config_measure import (
@@ -25,6 +27,7 @@ from pipeline.config_measure import (
     ModesConfig,
     ReaderConfig,
     SolversConfig,
+    TrainBenchmarkConfig,
     WriterConfig,
 )
 from pipeline.recipes import BENCHMARKS
@@ -34,6 +37,7 @@ MAINS: dict[type, Callable[[Any], None]] = {
     ModesConfig: benchmark_modes.main,
     ReaderConfig: benchmark_reader.main,
     SolversConfig: benchmark_solvers.main,
+    TrainBenchmarkConfig: benchmark_train.main,
     WriterConfig: benchmark_pairs.main,
 }
 

@@ -15,8 +15,8 @@ from data.reader import as_floats, read_shard
 from get.errors import InputError
 from get.losses import IterateLoss
 from get.models import GET
-from pipeline.config import TrainConfig
 from pipeline.config_measure import DiagnoseConfig, ModesConfig
+from pipeline.config_train import TrainConfig
 from pipeline.diagnose import diagnose
 from pipeline.files import new_file, read_json, write_json
 from pipeline.provenance import provenance

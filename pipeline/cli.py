@@ -25,7 +25,7 @@ from get.errors import InputError
 Config = TypeVar("Config")
 
 RESOURCE_ERRORS = (
-    *(errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR),
+    *(errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EFBIG),
     *(errno.EIO, errno.ESTALE, errno.ENOTCONN),  # a mount that has gone
 )
 

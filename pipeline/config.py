@@ -1,18 +1,17 @@
 """The settings of what makes: frozen, checked when made, one default in one place.
 
-Those of what measures are in config_measure.py, of what converts in config_convert.py.
+Those of students are in config_train.py, of what measures in config_measure.py, of what converts
+in config_convert.py.
 `recipes.py` fills them in by name; the command line overrides single fields.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data.pairs import ImageFormat
 from data.teachers import SamplerName
 from get.errors import InputError
-from get.losses import PixelLoss
-from get.models import Map, Start
 
 LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 
@@ -48,6 +47,7 @@ class TrainingConfig:
         checkpointing_steps: A checkpoint every so many steps.
         checkpoints_total_limit: Checkpoints kept; older ones go once a newer one is whole.
         log_steps: A line of metrics.jsonl every so many steps.
+        allow_config_change: Go on with a run whose settings were others; run.json keeps both.
         overwrite_output_dir: Delete what is in output_dir and start afresh.
     """
 
@@ -64,6 +64,7 @@ class TrainingConfig:
     checkpointing_steps: int = 500
     checkpoints_total_limit: int = 2
     log_steps: int = 10
+    allow_config_change: bool = False
     overwrite_output_dir: bool = False
 
     def __post_init__(self) -> None:
@@ -86,7 +87,8 @@ class TeacherConfig(TrainingConfig):
     """Train a class-conditional diffusion teacher (UNet2DModel, EDM preconditioning).
 
     Attributes:
-        train_data_dir: "digits", or a folder of pictures of one size, one sub-folder a class.
+        train_data_dir: "digits", "photos", or a folder of pictures of one size, a sub-folder a
+            class.
         block_out_channels: Channels of the U-Net's levels.
         layers_per_block: Residual blocks a level.
         attention: Put self-attention into the lowest level.
@@ -115,14 +117,17 @@ class ClassifierConfig(TrainingConfig):
     """Train the classifier whose features FID uses.
 
     Attributes:
-        train_data_dir: "digits", or a folder of pictures of one size, one sub-folder a class.
+        train_data_dir: "digits", "photos", or a folder of pictures of one size, a sub-folder a
+            class.
         width: Channels of its first convolution.
         features: Size of its feature vector.
+        background: What moves in where a training image is shifted; None repeats its border.
     """
 
     train_data_dir: str = "digits"
     width: int = 32
     features: int = 64
+    background: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,114 +188,6 @@ class PairsConfig:
             raise InputError(
                 f"expected pack to divide teacher_batch_size {self.teacher_batch_size}, "
                 f"got {self.pack}; a stack is cut from one teacher batch"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GETModel:
-    """Shape of a GET; image size, channels and classes come from the pairs."""
-
-    patch_size: int = 2
-    width: int = 64
-    depth: int = 1
-    equilibrium_depth: int = 3
-    heads: int = 2
-    mlp_ratio: float = 4.0
-    equilibrium_mlp_ratio: float = 4.0
-    iterations: int = 3
-    z0: Start = "injection"
-    map: Map = "anchored"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViTModel:
-    """Shape of a ViT; image size, channels and classes come from the pairs."""
-
-    patch_size: int = 2
-    width: int = 64
-    depth: int = 4
-    heads: int = 2
-    mlp_ratio: float = 4.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(TrainingConfig):
-    """Distil pairs into a one-step student.
-
-    Attributes:
-        pairs: Where the pairs lie: a folder, an http(s) or fsspec address, or `pipe:COMMAND {}`
-            (see data/store.py).
-        pairs_cache: Folder that keeps shards read from elsewhere; it needs the room of them all.
-        skip_damaged_shards: Read other shards in place of damaged or missing ones, and count them;
-            without, the first stops the training.
-        model: The student's shape.
-        init_from: A run of train.py, one of its checkpoints, or what convert.py makes of one of
-            locuslab/get: its weights, their average and AdamW's moments are the start.
-        holdout_shards: The last shards, kept from training for a validation loss.
-        streams: Logical streams of the data order; processes times loader workers divide it.
-        train_batch_size: Samples a process and micro-step; None derives it from the global batch.
-        gradient_accumulation_steps: Micro-steps an optimiser step.
-        gradient_checkpointing: Recompute each iteration in the backward pass: less memory.
-        mixed_precision: bf16 is for GPUs that have it; on a CPU it is 100 times slower.
-        loss: Pixel loss of each iterate.
-        iterate_decay: Weight of iterate k of T is iterate_decay^(T - k).
-        gradient: "unrolled" goes through every iteration, with a loss on every iterate. "phantom"
-            and "implicit" go on from there to the converged state without keeping anything and
-            put the last loss on that.
-        unrolled_iterations: Iterations gone through; None takes model.iterations, 0 (not for
-            "unrolled") leaves the loss on the converged state alone.
-        phantom_steps: Steps of "phantom" that carry the gradient.
-        solver_max_steps: Evaluations "phantom" and "implicit" may spend on the converged state.
-        solver_tol: Relative residual at which they stop.
-        jacobian_weight: Weight of the Jacobian penalty |df/dz|_F^2 / d; 0 is without.
-        jacobian_probability: Share of the steps in which it is applied.
-        jacobian_draws: Random vectors it is estimated with.
-        jacobian_ramp_steps: Steps over which its weight grows from 0.
-        dataloader_num_workers: Processes that read and decode; 0 reads in the training process.
-        validation_steps: Validation loss and a sample grid every so many steps.
-    """
-
-    pairs: str | Path
-    pairs_cache: Path | None = None
-    skip_damaged_shards: bool = False
-    model: GETModel | ViTModel = field(default_factory=GETModel)
-    init_from: Path | None = None
-    holdout_shards: int = 1
-    streams: int = 8
-    train_batch_size: int | None = None
-    gradient_accumulation_steps: int = 1
-    gradient_checkpointing: bool = False
-    mixed_precision: Literal["no", "bf16"] = "no"
-    loss: PixelLoss = "l1"
-    iterate_decay: float = 0.5
-    gradient: Literal["unrolled", "phantom", "implicit"] = "unrolled"
-    unrolled_iterations: int | None = None
-    phantom_steps: int = 1
-    solver_max_steps: int = 24
-    solver_tol: float = 1e-3
-    jacobian_weight: float = 0.0
-    jacobian_probability: float = 1.0
-    jacobian_draws: int = 1
-    jacobian_ramp_steps: int = 0
-    dataloader_num_workers: int = 0
-    validation_steps: int = 500
-
-    def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
-        super().__post_init__()
-        positive(
-            streams=self.streams,
-            gradient_accumulation_steps=self.gradient_accumulation_steps,
-            validation_steps=self.validation_steps,
-            phantom_steps=self.phantom_steps,
-            solver_max_steps=self.solver_max_steps,
-            solver_tol=self.solver_tol,
-        )
-        least = 1 if self.gradient == "unrolled" else 0
-        if self.unrolled_iterations is not None and self.unrolled_iterations < least:
-            raise InputError(
-                f"expected unrolled_iterations of at least {least} for gradient {self.gradient}, "
-                f"got {self.unrolled_iterations}"
             )
 
 

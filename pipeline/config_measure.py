@@ -19,7 +19,7 @@ class EvaluateConfig:
         holdout_shards: The last shards, which no student has seen.
         runs: The students.
         teacher: The teacher that made the pairs.
-        real_images: "digits", or an image folder.
+        real_images: "digits", "photos", or an image folder.
         feature_network: The classifier whose features are compared.
         output_dir: One JSON a model is written here.
         num_images: Images a model.
@@ -142,6 +142,31 @@ class ModesConfig:
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         positive(repeats=self.repeats)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBenchmarkConfig:
+    """Time whole training steps beside the machine's matmul rate, and beside torchdeq.
+
+    Attributes:
+        output_dir: Where train.json goes.
+        sizes: Published sizes, of GET or ViT.
+        fast_size: On a GPU: the size whose bf16, compiled step is timed beside its TF32 one.
+        image_size: Side of the images.
+        batch_size: Samples a step.
+        repeats: Turns, of one step each.
+    """
+
+    output_dir: Path
+    sizes: tuple[str, ...] = ("GET-T/2", "ViT-S/2")
+    fast_size: str = "GET-B/2"
+    image_size: int = 32
+    batch_size: int = 4
+    repeats: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(image_size=self.image_size, batch_size=self.batch_size, repeats=self.repeats)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from get.pipeline_get import GETPipeline
 from pipeline import cli
 from pipeline.config_convert import CheckpointConversion, PairsConversion
 from pipeline.files import new_folder, write_json
-from pipeline.state import MOMENTS, fit, save_moments
+from pipeline.state import ADAMW, fit, save_moments
 
 # ---------------------------------------------------------------------- pairs
 
@@ -139,7 +139,7 @@ def convert_checkpoint(config: CheckpointConversion) -> None:
         for name, model in models.items():
             save_file(model.state_dict(), state / f"{name}.safetensors")
         if moments:
-            save_moments(state, moments)
+            save_moments(state / "optimizer.safetensors", moments)
     model = models[config.weights]
     print(
         f"{config.output_dir}: {args.get('model')}, {config.weights} weights, "
@@ -239,7 +239,7 @@ def _read_moments(stored: Any, names: list[str], model: GET | ViT) -> dict[int, 
     moments: dict[int, dict[str, Tensor]] = {}
     for index, values in state.items():
         known = isinstance(index, int) and 0 <= index < len(names) and isinstance(values, dict)
-        if not (known and values.keys() == MOMENTS and rename(names[index]) in numbers):
+        if not (known and values.keys() == ADAMW and rename(names[index]) in numbers):
             raise InputError(
                 "expected AdamW's step, exp_avg, exp_avg_sq of trained parameters, got others "
                 f"at {str(index)[:50]!r}; it is damaged, or trained with changed code"

@@ -15,78 +15,44 @@ from torch import Tensor
 
 from data.pairs import Manifest, count_shards, read_manifest
 from data.reader import Shard, as_floats, concatenate, read_shard
-from data.references import real_images
 from data.teachers import DiffusersTeacher, EdmTeacher, Execution, Sampler, open_teacher
 from get.cost import count_macs, count_parameters, images_per_second
 from get.errors import InputError
 from get.images import from_uint8, grid, to_uint8
 from get.metrics import features_of, nearest_distance, score
 from get.models import GET, ViT
-from get.models.classifier import Classifier
 from get.sampling import generate
 from pipeline import cli
 from pipeline.config_measure import EvaluateConfig
 from pipeline.files import new_file, read_json, write_json
 from pipeline.provenance import provenance
 from pipeline.recipes import EVALUATIONS
+from pipeline.reference import Reference
 from pipeline.students import load_student, weights_hash
 
 SHOWN = 3  # images a class in the picture
 
 
-class Reference:
-    """The real images and their features, made once for all models."""
-
-    def __init__(
-        self, config: EvaluateConfig, image_shape: tuple[int, int, int], device: torch.device
-    ) -> None:
-        """Load the feature network and run it over the real images."""
-        try:
-            network = Classifier.from_pretrained(config.feature_network, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"expected a feature network in {config.feature_network}, got "
-                f"{type(error).__name__}; make one with pipeline/train_classifier.py"
-            ) from error
-        network.to(device)  # pyrefly: ignore[bad-argument-type]  diffusers wraps it
-        self.network, self.batch_size = network.eval(), config.batch_size
-        self.images = {
-            split: real_images(config.real_images, split).images
-            for split in ("training", "held_out")
-        }
-        c = network.config
-        for source, shape in (
-            (config.feature_network, (c["channels"], c["image_size"], c["image_size"])),
-            (config.real_images, tuple(self.images["training"].shape[1:])),
-        ):
-            if shape != image_shape:
-                raise InputError(
-                    f"expected images of {image_shape} like those of {config.pairs} in {source}, "
-                    f"got {shape}; name others with --feature_network and --real_images"
-                )
-        self.features = {split: self.features_of(x) for split, x in self.images.items()}
-
-    def features_of(self, images: Tensor) -> Tensor:
-        """Return float64 features of images in [-1, 1]."""
-        device = self.network.device
-        return features_of(lambda x: self.network.features(x.to(device)), images, self.batch_size)
-
-    def measure(self, images: Tensor, labels: Tensor | None) -> dict[str, object]:
-        """Return every score of generated images (as 8-bit PNGs would hold them)."""
-        images = from_uint8(to_uint8(images))
-        features = self.features_of(images)
-        result: dict[str, object] = {
-            split: asdict(score(features, real)) for split, real in self.features.items()
-        }
-        if labels is not None:
-            device = self.network.device
-            logits = features_of(lambda x: self.network(x.to(device)), images, self.batch_size)
-            result["class_accuracy"] = float((logits.argmax(1) == labels).double().mean())
-        training = self.images["training"]
-        result["nearest_training_image"] = float(nearest_distance(images, training).mean())
-        real = nearest_distance(self.images["held_out"], training)
-        result["nearest_training_image_of_held_out"] = float(real.mean())
-        return result
+def measure_images(
+    reference: Reference, images: Tensor, labels: Tensor | None
+) -> dict[str, object]:
+    """Return every score of generated images (as 8-bit PNGs would hold them)."""
+    images = from_uint8(to_uint8(images))
+    features = reference.features_of(images)
+    result: dict[str, object] = {
+        split: asdict(score(features, real)) for split, real in reference.features.items()
+    }
+    if labels is not None:
+        device = reference.network.device
+        logits = features_of(
+            lambda x: reference.network(x.to(device)), images, reference.batch_size
+        )
+        result["class_accuracy"] = float((logits.argmax(1) == labels).double().mean())
+    training = reference.images["training"]
+    result["nearest_training_image"] = float(nearest_distance(images, training).mean())
+    real = nearest_distance(reference.images["held_out"], training)
+    result["nearest_training_image_of_held_out"] = float(real.mean())
+    return result
 
 
 @dataclass(frozen=True)
@@ -118,7 +84,9 @@ def main(config: EvaluateConfig) -> None:
     device = cli.local_device()
     manifest = read_manifest(config.pairs)
     held_out, first_index = read_held_out(config, manifest)
-    reference = Reference(config, manifest.image_shape, device)
+    reference = Reference(
+        config.feature_network, config.real_images, manifest.image_shape, device, config.batch_size
+    )
     evaluation = Evaluation(config, manifest, held_out, first_index, reference)
     sampler, execution = Sampler(**manifest.sampler), Execution(**manifest.execution)
     teacher = open_teacher(config.teacher, sampler, device, execution)
@@ -216,7 +184,7 @@ def evaluate_teacher(
         "train_seconds": read_json(card)["train_seconds"] if card.exists() else None,
         "macs": count_macs(lambda: teacher(held_out.noise[:1], take(held_out.labels, 1))),
         "images_per_second": rate,
-        **evaluation.reference.measure(images, held_out.labels),
+        **measure_images(evaluation.reference, images, held_out.labels),
     }, images
 
 
@@ -258,7 +226,7 @@ def evaluate_student(
             "images_per_second": rate,
             "speedup_over_teacher": rate / teacher_rate,
             "l1_to_teacher": float((images - target).abs().mean()),
-            **evaluation.reference.measure(images, held_out.labels),
+            **measure_images(evaluation.reference, images, held_out.labels),
         }, images
 
     run = read_json(folder / "finished.json")

@@ -1,6 +1,7 @@
 """ONE TABLE of named runs; every script takes its settings from it, the command line overrides.
 
-`python -m pipeline.recipes NAME` prints what launch.sh needs to know: teacher and students.
+`python -m pipeline.recipes` prints all trainings with what they take and reach
+(recipe_table.py), `python -m pipeline.recipes NAME` what launch.sh needs: teacher and students.
 Measured results stand in the README, generated from JSON.
 """
 
@@ -10,15 +11,7 @@ from pathlib import Path
 
 from data.teachers import SHIPPED
 from pipeline import published
-from pipeline.config import (
-    ClassifierConfig,
-    GETModel,
-    PairsConfig,
-    SampleConfig,
-    TeacherConfig,
-    TrainConfig,
-    ViTModel,
-)
+from pipeline.config import ClassifierConfig, PairsConfig, SampleConfig, TeacherConfig
 from pipeline.config_measure import (
     DiagnoseConfig,
     EvaluateConfig,
@@ -27,8 +20,10 @@ from pipeline.config_measure import (
     ReaderConfig,
     ReportConfig,
     SolversConfig,
+    TrainBenchmarkConfig,
     WriterConfig,
 )
+from pipeline.config_train import GETModel, TrainConfig, ViTModel
 
 RUNS = Path("runs")
 
@@ -52,34 +47,33 @@ class Recipe:
     evaluate: EvaluateConfig
 
 
-def _digits() -> Recipe:
-    """scikit-learn's digits on two CPU cores in a quarter of an hour."""
+def _embedded(name: str, teacher: TeacherConfig, num_pairs: int, patch_size: int) -> Recipe:
+    """Real images that come with the code, with a shipped teacher: GET and both ViT baselines."""
     pairs = PairsConfig(
-        teacher=str(SHIPPED / "digits-teacher"),
-        output_dir=RUNS / "pairs" / "digits",
-        num_pairs=37 * 1024,
+        teacher=str(SHIPPED / teacher.output_dir.name),
+        output_dir=RUNS / "pairs" / name,
+        num_pairs=num_pairs,
     )
     get = TrainConfig(
-        output_dir=RUNS / "digits",
+        output_dir=RUNS / name,
         pairs=pairs.output_dir,
-        model=GETModel(),
+        model=GETModel(patch_size=patch_size),
         holdout_shards=5,
         max_train_steps=4000,
         global_batch_size=64,
         learning_rate=3e-3,
         adam_beta2=0.95,
     )
-    students = {
-        "digits": get,
-        # as many parameters as GET
-        "digits-vit": replace(get, output_dir=RUNS / "digits-vit", model=ViTModel(depth=4)),
-        # as many multiply-accumulates as GET with 3 iterations
-        "digits-vit-deep": replace(
-            get, output_dir=RUNS / "digits-vit-deep", model=ViTModel(depth=10)
-        ),
+    # as many parameters as GET, and as many multiply-accumulates as GET with 3 iterations
+    vits = {
+        name: replace(
+            get, output_dir=RUNS / name, model=ViTModel(depth=depth, patch_size=patch_size)
+        )
+        for name, depth in ((f"{name}-vit", 4), (f"{name}-vit-deep", 10))
     }
+    students = {name: get} | vits
     return Recipe(
-        teacher=TeacherConfig(output_dir=RUNS / "digits-teacher", learning_rate=4e-3),
+        teacher=teacher,
         pairs=pairs,
         students=students,
         sample=SampleConfig(model=get.output_dir, output_dir=get.output_dir / "images"),
@@ -88,11 +82,30 @@ def _digits() -> Recipe:
             holdout_shards=get.holdout_shards,
             runs=tuple(c.output_dir for c in students.values()),
             teacher=pairs.teacher,
-            real_images="digits",
-            feature_network=SHIPPED / "digits-features",
+            real_images=teacher.train_data_dir,
+            feature_network=SHIPPED / f"{name}-features",
             output_dir=get.output_dir / "evaluation",
         ),
     )
+
+
+def _digits() -> Recipe:
+    """scikit-learn's digits on two CPU cores in a quarter of an hour."""
+    teacher = TeacherConfig(output_dir=RUNS / "digits-teacher", learning_rate=4e-3)
+    return _embedded("digits", teacher, num_pairs=37 * 1024, patch_size=2)
+
+
+def _photos() -> Recipe:
+    """16x16 RGB patches of scikit-image's photographs; as many tokens a student as for digits."""
+    teacher = TeacherConfig(
+        train_data_dir="photos",
+        output_dir=RUNS / "photos-teacher",
+        block_out_channels=(16, 32, 48),
+        max_train_steps=1600,
+        global_batch_size=64,
+        learning_rate=4e-3,
+    )
+    return _embedded("photos", teacher, num_pairs=25 * 1024, patch_size=4)
 
 
 def _equilibria(full: Recipe) -> Recipe:
@@ -182,11 +195,24 @@ def _smoke(full: Recipe) -> Recipe:
 
 
 DIGITS = _digits()
-RECIPES = {"digits": DIGITS, "equilibria": _equilibria(DIGITS), "smoke": _smoke(DIGITS)}
+RECIPES = {
+    "digits": DIGITS,
+    "photos": _photos(),
+    "equilibria": _equilibria(DIGITS),
+    "smoke": _smoke(DIGITS),
+}
 
 TEACHERS = {name: recipe.teacher for name, recipe in RECIPES.items()}
-CLASSIFIERS = {"digits": ClassifierConfig(output_dir=RUNS / "digits-features")}
+CLASSIFIERS = {
+    "digits": ClassifierConfig(output_dir=RUNS / "digits-features", background=-1.0),
+    "photos": ClassifierConfig(
+        output_dir=RUNS / "photos-features", train_data_dir="photos", width=24
+    ),
+}
 PAIRS = {name: recipe.pairs for name, recipe in RECIPES.items()} | published.PAIRS
+EMBEDDED = {"digits": published.Images((1, 8, 8), 10), "photos": published.Images((3, 16, 16), 3)}
+IMAGES = {name: EMBEDDED[recipe.teacher.train_data_dir] for name, recipe in RECIPES.items()}
+IMAGES |= published.IMAGES
 STUDENTS = {name: c for recipe in RECIPES.values() for name, c in recipe.students.items()}
 STUDENTS |= published.STUDENTS
 SAMPLES = {name: recipe.sample for name, recipe in RECIPES.items()}
@@ -208,6 +234,7 @@ BENCHMARKS = {
     "pairs": WriterConfig(output_dir=RUNS / "benchmarks"),
     "reader": ReaderConfig(output_dir=RUNS / "benchmarks"),
     "solvers": SolversConfig(output_dir=RUNS / "benchmarks"),
+    "train": TrainBenchmarkConfig(output_dir=RUNS / "benchmarks"),
 }
 REPORTS = {
     name: ReportConfig(recipe=name, evaluation=recipe.evaluate.output_dir)
@@ -215,8 +242,13 @@ REPORTS = {
 }
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        from pipeline.recipe_table import markdown_table  # it imports this module
+
+        print(markdown_table())
+        sys.exit()
     if len(sys.argv) != 2 or sys.argv[1] not in RECIPES:
-        found = " ".join(sys.argv[1:]) or "none"
+        found = " ".join(sys.argv[1:])
         print(f"recipes: expected a recipe ({', '.join(RECIPES)}), got {found}", file=sys.stderr)
         sys.exit(2)
     print(RECIPES[sys.argv[1]].pairs.teacher)

@@ -1,9 +1,8 @@
 """A run folder: what ran, its metrics, its checkpoints; save, resume, refuse.
 
-    run.json              settings, versions, commit, hardware
+    run.json              see settings.py
     metrics.jsonl         one line a logged step
-    checkpoints/checkpoint-<step>/   complete or not there at all: the result so far, loadable as
-                          it is, and beside it state/ in safetensors and JSON
+    checkpoints/          see checkpoints.py
     samples/              grids made during training
     finished.json         once there: the run is whole and its result lies in this folder
 
@@ -16,44 +15,30 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 from tqdm import tqdm
 
 from get.errors import InputError
 from pipeline import cli
+from pipeline.checkpoints import (
+    Progress,
+    TrainState,
+    latest,
+    load_checkpoint,
+    save_checkpoint,
+)
 from pipeline.config import TrainingConfig
-from pipeline.files import new_file, new_folder, read_json, write_json
-from pipeline.provenance import provenance
-from pipeline.state import load_moments, save_moments
+from pipeline.files import new_file, write_json
+from pipeline.settings import keep_settings
 
-# Settings that change neither what is computed nor in which order; a run may go on without them.
-FREE = {
-    *("output_dir", "pairs", "checkpointing_steps", "checkpoints_total_limit", "log_steps"),
-    *("dataloader_num_workers", "overwrite_output_dir", "train_batch_size"),
-    *("gradient_accumulation_steps", "gradient_checkpointing", "validation_steps", "check"),
-    *("pairs_cache", "skip_damaged_shards"),
-}
 AGREE_STEPS = 10  # several processes ask each other this often whether to stop
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """Everything a training step changes."""
-
-    modules: Mapping[str, nn.Module]
-    optimizer: Optimizer
-    scheduler: LRScheduler
+EXPLODED = 0.9  # a relative residual that says the state grows tenfold an iteration
 
 
 class Run:
@@ -63,14 +48,27 @@ class Run:
     """
 
     def __init__(
-        self, config: TrainingConfig, accelerator: Accelerator, data: object = None
+        self,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        data: object = None,
+        batch: Callable[[int], list[int]] | None = None,
     ) -> None:
-        """Prepare a run in `config.output_dir`; `data` describes what it learns from, as JSON."""
-        self.config, self.accelerator, self.data = config, accelerator, data
+        """Prepare a run in `config.output_dir`.
+
+        Args:
+            config: Its settings.
+            accelerator: Of the processes that work on it.
+            data: What it learns from, as JSON.
+            batch: Says which samples a step looks at, for the report of a step that failed.
+        """
+        self.config, self.accelerator, self.data, self.batch = config, accelerator, data, batch
         self.path = config.output_dir
         self.seconds = 0.0  # spent in steps, over all processes that worked on this run
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._bar: tqdm | None = None
+        self._looked: tuple[int, float] | None = None  # steps and time when last looked at
+        self._exploded = False
 
     # ------------------------------------------------------------------ open and close
 
@@ -87,10 +85,20 @@ class Run:
         self.accelerator.wait_for_everyone()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        """Unlock the folder."""
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Unlock the folder; of a disk that is full, say what is safe."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         if self.accelerator.is_main_process:
             self._lock.close()
+        if isinstance(error, OSError) and error.errno in cli.RESOURCE_ERRORS:
+            raise cli.Failed(
+                f"expected to write {error.filename or self.path}, got: {error.strerror}; "
+                f"{self._last_good()}; mend that and run the same command to continue"
+            ) from error
+
+    def _last_good(self) -> str:
+        return f"the last good checkpoint is {latest(self.path) or 'none'}"
 
     def _own(self) -> None:
         try:
@@ -102,32 +110,9 @@ class Run:
             ) from None
         if self.config.overwrite_output_dir:
             _empty(self.path)
-        self._write_or_compare_settings()
-
-    def _write_or_compare_settings(self) -> None:
-        path = self.path / "run.json"
-        settings = json.loads(json.dumps({**asdict(self.config), "data": self.data}, default=str))
-        if not path.exists():
-            ours = "run.lock", ".run.json."  # the latter is what a killed job leaves
-            foreign = sorted(p.name for p in self.path.iterdir() if not p.name.startswith(ours))
-            if foreign:
-                raise InputError(
-                    f"expected an empty folder or a run in {self.path}, got {', '.join(foreign)}; "
-                    "choose another output_dir, or delete all that with --overwrite_output_dir"
-                )
-            write_json(path, {"config": settings, **provenance()})
-            return
-        saved = read_json(path)["config"]
-        different = [
-            f"{name} was {saved.get(name)!r}, is {value!r}"
-            for name, value in settings.items()
-            if name not in FREE and saved.get(name) != value
-        ]
-        if different:
-            raise InputError(
-                f"expected the settings of the run in {self.path}, got: {'; '.join(different)}; "
-                "choose another output_dir, or start afresh with --overwrite_output_dir"
-            )
+        changes = keep_settings(self.config, self.data)
+        if changes:
+            self.say(f"{self.path}: going on with other settings: {'; '.join(changes)}")
 
     # ------------------------------------------------------------------ the steps
 
@@ -146,6 +131,7 @@ class Run:
         if finished(self.path):
             return
         began = time.perf_counter() - self.seconds
+        self._looked = start, time.perf_counter()
         shown = self.accelerator.is_main_process
         self._bar = cli.progress_bar(
             c.max_train_steps, self.path.name, "step", initial=start, shown=shown
@@ -175,17 +161,19 @@ class Run:
         """Note the values of a step; logged every `log_steps`, checked for inf and nan then too.
 
         Raises:
-            Failed: If a value is not finite, naming the step and the last good checkpoint.
+            Failed: If a value is not finite, naming the step, its samples and the last good
+                checkpoint.
         """
         self._pending.append((step, values))
         if (step + 1) % self.config.log_steps == 0:
             self._flush()
 
     def log(self, step: int, **values: float) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl and tell the trackers."""
         if self.accelerator.is_main_process:
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step + 1, **values}) + "\n")
+        self.accelerator.log(values, step=step + 1)
 
     def say(self, line: str) -> None:
         """Print a line without tearing the progress bar."""
@@ -206,18 +194,44 @@ class Run:
         rows = self.accelerator.reduce(rows, "mean").tolist()
         for (step, _), row in zip(self._pending, rows, strict=True):
             if not all(map(math.isfinite, row)):
-                found = ", ".join(f"{n} {v}" for n, v in zip(names, row, strict=True))
-                good = latest(self.path)
-                raise cli.Failed(
-                    f"expected finite values, got {found} in step {step + 1}; the last good "
-                    f"checkpoint is {good or 'none'}; try a lower learning_rate"
-                )
+                self._fail(step, dict(zip(names, row, strict=True)))
         step, _ = self._pending[-1]
         self._pending.clear()
         values = dict(zip(names, rows[-1], strict=True))
         self.log(step, **values)
+        rate = self._images_per_second(step + 1)
+        self.accelerator.log({"images_per_second": rate}, step=step + 1)
         if self._bar is not None:
-            self._bar.set_postfix({n: f"{v:.3g}" for n, v in values.items()}, refresh=False)
+            shown = {n: f"{v:.3g}" for n, v in values.items()}
+            self._bar.set_postfix({**shown, "images/s": f"{rate:.0f}"}, refresh=False)
+        exploded = values.get("residual", 0.0) > EXPLODED
+        if exploded and not self._exploded:
+            self.say(
+                f"step {step + 1}: relative residual {values['residual']:.2g}: the iteration runs "
+                "away from its fixed point; a lower learning_rate or a jacobian_weight tames it"
+            )
+        self._exploded = exploded
+
+    def _fail(self, step: int, values: dict[str, float]) -> None:
+        """Stop at values that are not finite; the samples of that step are written down."""
+        found = ", ".join(f"{name} {value}" for name, value in values.items())
+        samples = ""
+        if self.batch is not None:
+            indices, path = self.batch(step), self.path / "not-finite.json"
+            if self.accelerator.is_main_process:
+                write_json(path, {"step": step + 1, "values": values, "pairs": indices})
+            samples = f" (pairs {', '.join(map(str, indices[:4]))}, ...: all are in {path})"
+        raise cli.Failed(
+            f"expected finite values, got {found} in step {step + 1}{samples}; "
+            f"{self._last_good()}; try a lower learning_rate"
+        )
+
+    def _images_per_second(self, done: int) -> float:
+        """Return the rate since this was last asked."""
+        now = time.perf_counter()
+        before, then = self._looked or (done, now)
+        self._looked = done, now
+        return (done - before) * self.config.global_batch_size / max(now - then, 1e-9)
 
     def _agree(self, stop: int) -> int:
         """Return the highest signal number any process has received."""
@@ -229,26 +243,8 @@ class Run:
     def _save(self, step: int, state: TrainState, save: Callable[[Path], object]) -> None:
         self._flush()  # never save what is not finite
         if self.accelerator.is_main_process:
-            checkpoints = self.path / "checkpoints"
-            with new_folder(checkpoints / f"checkpoint-{step}") as checkpoint:
-                save(checkpoint)
-                folder = checkpoint / "state"
-                folder.mkdir()
-                for name, module in state.modules.items():
-                    save_file(module.state_dict(), folder / f"{name}.safetensors")
-                optimizer = state.optimizer.state_dict()
-                save_moments(folder, optimizer["state"])
-                write_json(
-                    folder / "state.json",
-                    {
-                        "step": step,
-                        "seconds": self.seconds,
-                        "optimizer": optimizer["param_groups"],
-                        "scheduler": state.scheduler.state_dict(),
-                    },
-                )
-            for old in _checkpoints(self.path)[: -self.config.checkpoints_total_limit]:
-                shutil.rmtree(old)
+            progress = Progress(step, self.seconds, self.accelerator.num_processes)
+            save_checkpoint(self.path, state, progress, save, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
 
     def restore(self, state: TrainState) -> int:
@@ -257,31 +253,20 @@ class Run:
         Raises:
             InputError: If the checkpoint cannot be read.
         """
-        newest, step, whole = latest(self.path), 0, finished(self.path)
+        newest, progress = latest(self.path), Progress()
         if newest is not None:
-            folder = newest / "state"
-            try:
-                saved = json.loads((folder / "state.json").read_text())
-                for name, module in state.modules.items():
-                    module.load_state_dict(load_file(folder / f"{name}.safetensors"))
-                state.optimizer.load_state_dict(
-                    {"state": load_moments(folder), "param_groups": saved["optimizer"]}
-                )
-                state.scheduler.load_state_dict(saved["scheduler"])
-                step, self.seconds = saved["step"], saved["seconds"]
-            except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-                raise InputError(
-                    f"expected a readable checkpoint in {newest}, got {type(error).__name__}: "
-                    f"{str(error).splitlines()[0]}; delete that folder to go on from the one before"
-                ) from error
-        if whole:
+            progress = load_checkpoint(newest, state)
+        self.seconds, total = progress.seconds, self.config.max_train_steps
+        if finished(self.path):
             self.say(f"{self.path}: finished; nothing to do")
-            return self.config.max_train_steps
-        if step:
-            self.say(f"{self.path}: continuing at step {step} of {self.config.max_train_steps}")
+            return total
+        if progress.step:
+            now, then = self.accelerator.num_processes, progress.processes
+            other = f", on {now} processes instead of {then}" if then not in (None, now) else ""
+            self.say(f"{self.path}: continuing at step {progress.step} of {total}{other}")
         if self.accelerator.is_main_process:
-            _cut_metrics(self.path / "metrics.jsonl", step)
-        return step
+            _cut_metrics(self.path / "metrics.jsonl", progress.step)
+        return progress.step
 
     def published(self) -> list[str]:
         """Return the files of the newest checkpoint's result, relative to its folder."""
@@ -307,18 +292,6 @@ class Run:
 def finished(path: Path) -> bool:
     """Say whether the run in this folder has its result."""
     return (path / "finished.json").exists()
-
-
-def latest(path: Path) -> Path | None:
-    """Return the newest checkpoint of a run, or None."""
-    checkpoints = _checkpoints(path)
-    return checkpoints[-1] if checkpoints else None
-
-
-def _checkpoints(path: Path) -> list[Path]:
-    """Return the complete checkpoints of a run, oldest first; torn ones have another name."""
-    found = [p for p in path.glob("checkpoints/checkpoint-*") if p.name[11:].isdigit()]
-    return sorted(found, key=lambda p: int(p.name[11:]))
 
 
 def _empty(path: Path) -> None:

@@ -1,14 +1,15 @@
-"""What a training step changes, in a folder: raw and averaged weights, AdamW's moments.
+"""What a training step changes, in a folder: raw and averaged weights, the optimisers' moments.
 
     model.safetensors       raw weights
     ema.safetensors         their average
-    optimizer.safetensors   `<index>.<name>`: step, exp_avg, exp_avg_sq of a trained parameter
+    optimizer.safetensors   AdamW: `<index>.<name>`, step, exp_avg, exp_avg_sq of a parameter
+    muon.safetensors        Muon, where it is used: `<index>.mean`
 
-run.py keeps all this in `state/` of a checkpoint, convert_get.py beside an imported model (the
-last one if it came along), and `start_from` begins a new run with either.
+checkpoints.py keeps all this in `state/` of a checkpoint, convert_get.py beside an imported model
+(the last one if it came along), and `start_from` begins a new run with either.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,37 +20,43 @@ from torch.optim import Optimizer
 
 from get.errors import InputError
 from get.models import GET, ViT
+from get.muon import Muon
 from pipeline.students import load_student
 
 Moments = Mapping[int, Mapping[str, Tensor]]
-MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+ADAMW, MUON = {"step", "exp_avg", "exp_avg_sq"}, {"mean"}
 POLICIES = ("iterations", "z0", "map", "select")  # settings that have no weights
 
 
-def save_moments(folder: Path, moments: Moments) -> None:
+def save_moments(path: Path, moments: Moments) -> None:
     """Write an optimiser's state by number of the parameter."""
     tensors = {
         f"{index}.{name}": value
         for index, values in moments.items()
         for name, value in values.items()
     }
-    save_file(tensors, folder / "optimizer.safetensors")
+    save_file(tensors, path)
 
 
-def load_moments(folder: Path) -> dict[int, dict[str, Tensor]]:
+def load_moments(path: Path) -> dict[int, dict[str, Tensor]]:
     """Read what `save_moments` wrote.
 
     Raises:
         OSError, SafetensorError, ValueError: If it is not there or damaged.
     """
     moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(folder / "optimizer.safetensors").items():
+    for key, value in load_file(path).items():
         index, name = key.split(".", 1)
         moments.setdefault(int(index), {})[name] = value
     return moments
 
 
-def start_from(folder: Path, student: GET | ViT, average: GET | ViT, optimizer: Optimizer) -> str:
+def start_from(
+    folder: Path,
+    student: GET | ViT,
+    average: GET | ViT,
+    optimizers: Mapping[str, Optimizer],
+) -> str:
     """Give a new training the weights, their average and the moments of an old one.
 
     Where the folder has no `state/`, as the result of a run, its model is both the weights and
@@ -59,7 +66,7 @@ def start_from(folder: Path, student: GET | ViT, average: GET | ViT, optimizer: 
         folder: What `load_student` reads, with `state/` or without.
         student: Gets the raw weights.
         average: Gets the averaged weights.
-        optimizer: Gets the moments; learning rate and other settings stay its own.
+        optimizers: Get the moments if they are the same ones; their settings stay their own.
 
     Returns:
         A line about what was taken over.
@@ -79,9 +86,11 @@ def start_from(folder: Path, student: GET | ViT, average: GET | ViT, optimizer: 
             student.load_state_dict(load_file(state / "model.safetensors"))
             average.load_state_dict(load_file(state / "ema.safetensors"))
             taken = "weights and their average"
-            if (state / "optimizer.safetensors").exists():
-                _take_moments(load_moments(state), optimizer)
-                taken += " and AdamW's moments"
+            stored = {path.stem for path in state.glob("*.safetensors")} - {"model", "ema"}
+            if stored == optimizers.keys():
+                for name, optimizer in optimizers.items():
+                    _take_moments(load_moments(state / f"{name}.safetensors"), optimizer)
+                taken += " and the optimiser's moments"
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise InputError(
             f"expected the state of a training in {state}, got {type(error).__name__}: "
@@ -117,18 +126,18 @@ def _other_policies(found: GET | ViT, student: GET | ViT) -> str:
     return f" ({'; '.join(different)})" if different else ""
 
 
-def fit(moments: Moments, parameters: Sequence[Tensor]) -> bool:
-    """Say whether these are moments of all these parameters."""
+def fit(moments: Moments, parameters: Sequence[Tensor], names: Collection[str] = ADAMW) -> bool:
+    """Say whether these are moments of all these parameters, by these names."""
     return moments.keys() == set(range(len(parameters))) and all(
-        values.keys() == MOMENTS
-        and values["exp_avg"].shape == values["exp_avg_sq"].shape == parameters[i].shape
-        and values["step"].shape == ()
+        values.keys() == set(names)
+        and all(v.shape == (() if n == "step" else parameters[i].shape) for n, v in values.items())
         for i, values in moments.items()
     )
 
 
 def _take_moments(moments: Moments, optimizer: Optimizer) -> None:
     """Put moments into an optimiser, whose own settings stay."""
-    if not fit(moments, [p for group in optimizer.param_groups for p in group["params"]]):
+    names = MUON if isinstance(optimizer, Muon) else ADAMW
+    if not fit(moments, [p for group in optimizer.param_groups for p in group["params"]], names):
         raise ValueError("moments of other parameters")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

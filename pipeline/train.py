@@ -5,7 +5,6 @@ Runs as `accelerate launch pipeline/train.py RECIPE` on any number of GPUs and a
 Next: sample.py, evaluate.py.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -14,41 +13,49 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
-from data.pairs import DamagedShard, Manifest, count_shards, read_manifest
-from data.reader import Batch, Order, Shard, as_floats, batches, read_shard
+from data.pairs import Manifest, count_shards, read_manifest
+from data.reader import Batch, Order, batches
 from data.store import open_store
 from data.teachers import load_vae
-from get.cost import count_macs, count_parameters
 from get.ema import EMA
 from get.equilibrium import Anderson, Implicit, Phantom
 from get.errors import InputError
-from get.images import grid, to_uint8
 from get.losses import IterateLoss
 from get.models import GET, Equilibrium, ViT
-from get.noise import draw, step_seed
+from get.models.layers import Block
+from get.noise import step_seed
 from get.pipeline_get import GETPipeline
-from get.sampling import generate
 from pipeline import cli
-from pipeline.config import GETModel, TrainConfig
+from pipeline.checkpoints import TrainState, latest
+from pipeline.config_train import GETModel, TrainConfig
+from pipeline.dry_run import describe, summary
 from pipeline.files import new_file
+from pipeline.optimizers import build_optimizers
 from pipeline.recipes import STUDENTS
-from pipeline.run import Run, TrainState, finished, latest
+from pipeline.run import Run, finished
 from pipeline.state import start_from
+from pipeline.trackers import check_trackers, start_trackers, track_picture
+from pipeline.validation import Skipped, Validation
 
-GRID = 40  # images of the sample grid
 JACOBIAN = 2**32  # streams of (seed, step) from here on belong to the Jacobian penalty
 
 
 def main(config: TrainConfig) -> None:
     """Train a student; the same command continues, and does nothing once the run is finished."""
+    check_trackers(config.report_to)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=list(config.report_to) or None,
+        project_dir=config.output_dir.parent,
     )
     cli.check_processes(accelerator)
     check_batch(config, accelerator.num_processes)
+    if config.dry_run:
+        if accelerator.is_main_process:
+            print(describe(config, accelerator.num_processes))
+        return
     torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing
     store = open_store(config.pairs, config.pairs_cache)
     manifest = read_manifest(store)
@@ -64,26 +71,31 @@ def main(config: TrainConfig) -> None:
     student = build_student(config, manifest).to(accelerator.device)
     ema = EMA(student, config.ema_decay)
     trainable = [p for p in student.parameters() if p.requires_grad]
-    betas = (0.9, config.adam_beta2)
-    optimizer = torch.optim.AdamW(
-        trainable, config.learning_rate, betas, weight_decay=0.0, fused=True
+    optimizers = build_optimizers(config, student)
+    schedulers = tuple(
+        get_scheduler(
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
+        )
+        for optimizer in optimizers.values()
     )
-    scheduler = get_scheduler(
-        config.lr_scheduler,
-        optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=config.max_train_steps,
-    )
-    state = TrainState({"model": student, "ema": ema.model}, optimizer, scheduler)
+    state = TrainState({"model": student, "ema": ema.model}, optimizers, schedulers)
     fresh = config.overwrite_output_dir or latest(config.output_dir) is None
     if config.init_from is not None and fresh:
-        accelerator.print(start_from(config.init_from, student, ema.model, optimizer))
+        accelerator.print(start_from(config.init_from, student, ema.model, optimizers))
+    if config.compile:
+        compile_blocks(student)
     module = accelerator.prepare(training_module(config, student))  # DDP where it is several
+    skipped = Skipped() if config.skip_damaged_shards else None
+    validation = Validation(config, manifest, order, accelerator.device, skipped)
     pipeline = GETPipeline(ema.model, load_vae(manifest.vae) if manifest.vae else None)
     pipeline.set_progress_bar_config(disable=True)
-    skipped = Skipped() if config.skip_damaged_shards else None
 
-    with Run(config, accelerator, data={**asdict(manifest), "shards": order.shards}) as run:
+    data = {**asdict(manifest), "shards": order.shards}
+    with Run(config, accelerator, data, batch=order.indices) as run:
+        start_trackers(accelerator, config)
         start = run.restore(state)
         if not finished(run.path):
             run.say(header(config, student, order, accelerator.num_processes))
@@ -110,16 +122,17 @@ def main(config: TrainConfig) -> None:
                     residual = {} if losses.residual is None else {"residual": losses.residual}
                     parts.append({"loss": losses.iterates[-1], "total": loss, **residual})
             norm = clip_grad_norm_(trainable, config.max_grad_norm or torch.inf)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
+            for optimizer, scheduler in zip(optimizers.values(), schedulers, strict=True):
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
             ema.update(student)
             # ---- the step is done
             run.record(step, **mean(parts), grad_norm=norm)
             done = step + 1
             if done % config.validation_steps == 0 or done == config.max_train_steps:
                 if accelerator.is_main_process:
-                    validate(run, ema.model, config, manifest, order, step, skipped)
+                    validate(run, validation, ema.model, step)
                 accelerator.wait_for_everyone()
                 if skipped is not None:
                     run.log(step, damaged_shards=skipped.count(config, order, accelerator))
@@ -223,85 +236,30 @@ def mean(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
 
-class Skipped:
-    """The damaged shards this process has met since it started."""
-
-    def __init__(self) -> None:
-        """None yet."""
-        self.shards: set[int] = set()
-
-    def __call__(self, shard: int, description: str) -> None:
-        """Note a shard and say so; every process speaks for itself."""
-        if shard not in self.shards:
-            self.shards.add(shard)
-            tqdm.write(f"skipped: {description}", file=sys.stderr)
-
-    def count(self, config: TrainConfig, order: Order, accelerator: Accelerator) -> int:
-        """Return how many all processes have met together."""
-        flags = torch.zeros(order.shards + config.holdout_shards, device=accelerator.device)
-        flags[list(self.shards)] = 1
-        return int((accelerator.reduce(flags, "sum") > 0).sum())
+def compile_blocks(student: GET | ViT) -> None:
+    """Compile every transformer block in place: one graph a kind, and weights keep their names."""
+    for block in student.modules():
+        if isinstance(block, Block):
+            block.compile()
 
 
-def held_out(config: TrainConfig, order: Order, skipped: Skipped | None) -> Shard | None:
-    """Return the first held-out shard; None if there is none or it is damaged and skipped."""
-    if not config.holdout_shards:
-        return None
-    try:
-        return read_shard(order.source, order.shards)
-    except DamagedShard as error:
-        if skipped is None:
-            raise
-        skipped(order.shards, str(error))
-    return None
-
-
-@torch.no_grad()
-def validate(
-    run: Run,
-    model: GET | ViT,
-    config: TrainConfig,
-    manifest: Manifest,
-    order: Order,
-    step: int,
-    skipped: Skipped | None = None,
-) -> None:
-    """Measure the averaged weights on a held-out shard; draw the grid of fixed noise."""
-    if (shard := held_out(config, order, skipped)) is not None:
-        total = 0.0
-        for at in range(0, len(shard.noise), GRID * 8):
-            noise, images = shard.noise[at : at + GRID * 8], shard.images[at : at + GRID * 8]
-            labels = None if shard.labels is None else shard.labels[at : at + GRID * 8]
-            at_once = range(at, at + len(noise))
-            made = generate(model, noise, labels, seed=config.seed, indices=at_once)
-            total += float((made - as_floats(images)).abs().mean(dim=(1, 2, 3)).sum())
-        loss = total / len(shard.noise)
-        run.log(step, validation_l1=loss)
-        run.say(f"step {step + 1}: L1 on the held-out pairs {loss:.4f}")
-    channels = manifest.image_shape[0]
-    if channels in (1, 3):
-        noise, _ = draw(config.seed, range(GRID), manifest.image_shape)
-        labels = torch.arange(GRID) % manifest.num_classes if manifest.num_classes else None
-        made = generate(model, noise, labels, seed=config.seed, indices=range(GRID))
-        picture = grid(to_uint8(made), columns=10, scale=max(1, 64 // made.shape[-1]))
+def validate(run: Run, validation: Validation, model: GET | ViT, step: int) -> None:
+    """Measure the averaged weights and draw the grid of fixed noise."""
+    if figures := validation.measure(model):
+        run.log(step, **figures)
+        told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        run.say(f"step {step + 1}: {told}")
+    if (picture := validation.picture(model)) is not None:
         with new_file(run.path / "samples" / f"step-{step + 1:06d}.png") as temporary:
             picture.save(temporary, format="png")
+        track_picture(run.accelerator, picture, step + 1)
 
 
 def header(config: TrainConfig, student: GET | ViT, order: Order, processes: int) -> str:
     """Return what is about to happen, in a few lines."""
-    size = student.image_size
-    noise = torch.zeros(1, student.channels, size, size)
-    labels = torch.zeros(1, dtype=torch.int64) if student.num_classes else None
-    macs = count_macs(lambda: generate(student, noise, labels, seed=0, indices=[0]))
     pairs = order.shards * order.pairs_per_shard
-    epochs = config.max_train_steps * config.global_batch_size / pairs
-    return f"""***** Training {config.output_dir} *****
-  {type(student).__name__}: {count_parameters(student):,} parameters, {macs:,} MACs an image
-  pairs: {pairs:,} of {student.channels}x{size}x{size} in {order.source}
-  global batch {config.global_batch_size} = {processes} processes x \
-{config.gradient_accumulation_steps} micro-steps; {config.max_train_steps} steps, \
-{epochs:.1f} epochs"""
+    told = summary(config, student, pairs, str(order.source), processes)
+    return f"***** Training {config.output_dir} *****\n{told}"
 
 
 if __name__ == "__main__":

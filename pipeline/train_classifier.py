@@ -20,9 +20,10 @@ from get.models.classifier import Classifier
 from get.noise import step_seed
 from pipeline import cli
 from pipeline.card import write_card
+from pipeline.checkpoints import TrainState
 from pipeline.config import ClassifierConfig
 from pipeline.recipes import CLASSIFIERS
-from pipeline.run import Run, TrainState
+from pipeline.run import Run
 
 NOISE = 0.1  # standard deviation of the noise added to training images
 
@@ -54,14 +55,14 @@ def main(config: ClassifierConfig) -> None:
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=config.max_train_steps,
     )
-    state = TrainState({"model": model, "ema": ema.model}, optimizer, scheduler)
+    state = TrainState({"model": model, "ema": ema.model}, {"optimizer": optimizer}, (scheduler,))
 
     with Run(config, accelerator) as run:
         start = run.restore(state)
         for step in run.steps(start, state, ema.model.save_pretrained):
             generator = torch.Generator().manual_seed(step_seed(config.seed, step))
             chosen = torch.randint(len(images), (config.global_batch_size,), generator=generator)
-            batch = augment(images[chosen], generator)
+            batch = augment(images[chosen], config.background, generator)
             loss = F.cross_entropy(model(batch), labels[chosen])
             optimizer.zero_grad()
             loss.backward()
@@ -84,12 +85,19 @@ def main(config: ClassifierConfig) -> None:
 
 
 def augment(
-    images: Float[Tensor, "batch channels height width"], generator: torch.Generator
+    images: Float[Tensor, "batch channels height width"],
+    background: float | None,
+    generator: torch.Generator,
 ) -> Float[Tensor, "batch channels height width"]:
-    """Shift a batch by at most one pixel (background moves in) and add a little noise."""
+    """Shift a batch by at most one pixel (the background moves in) and add a little noise."""
     down, right = torch.randint(0, 3, (2,), generator=generator).tolist()
     height, width = images.shape[2:]
-    padded = F.pad(images, (1, 1, 1, 1), value=-1.0)
+    border = (1, 1, 1, 1)
+    padded = (
+        F.pad(images, border, mode="replicate")
+        if background is None
+        else F.pad(images, border, value=background)
+    )
     shifted = padded[:, :, down : down + height, right : right + width]
     return shifted + NOISE * torch.randn(shifted.shape, generator=generator).to(images.device)
 

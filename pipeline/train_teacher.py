@@ -22,10 +22,11 @@ from get.errors import InputError
 from get.noise import draw, step_seed
 from pipeline import cli
 from pipeline.card import check_card, write_card
+from pipeline.checkpoints import TrainState
 from pipeline.config import TeacherConfig
 from pipeline.files import write_json
 from pipeline.recipes import TEACHERS
-from pipeline.run import Run, TrainState
+from pipeline.run import Run
 
 
 def main(config: TeacherConfig) -> None:
@@ -53,7 +54,7 @@ def train(config: TeacherConfig, accelerator: Accelerator) -> None:
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=config.max_train_steps,
     )
-    state = TrainState({"unet": unet, "ema": ema.model}, optimizer, scheduler)
+    state = TrainState({"unet": unet, "ema": ema.model}, {"optimizer": optimizer}, (scheduler,))
 
     with Run(config, accelerator) as run:
         run.say(

@@ -653,9 +653,10 @@ def test_training_goes_on_from_a_converted_checkpoint_as_if_never_stopped(tmp_pa
     ema = EMA(model, 0.9)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0)
-    line = start_from(tmp_path / "out", model, ema.model, optimizer)
+    line = start_from(tmp_path / "out", model, ema.model, {"optimizer": optimizer})
     assert line == (
-        f"starting from the weights and their average and AdamW's moments in {tmp_path / 'out'}"
+        "starting from the weights and their average and the optimiser's moments "
+        f"in {tmp_path / 'out'}"
     )
     steps(model, ema, optimizer, range(3, 6))
     for ours, theirs in ((model, expected), (ema.model, average.model)):
@@ -719,7 +720,7 @@ def test_train_begins_with_an_imported_model_and_a_second_call_does_not_look_at_
     given = "--init_from", imported, *policy, "--learning_rate", 1e-12
     first = fit(*given)
     assert first.code == 0, first.err
-    assert f"AdamW's moments in {imported}\n" in first.out
+    assert f"the optimiser's moments in {imported}\n" in first.out
     saved = imported.with_name("run") / "checkpoints" / "checkpoint-2" / "state"
     for name in ("model", "ema"):
         before = load_file(imported / "state" / f"{name}.safetensors")

@@ -15,8 +15,8 @@ import torch
 
 from data.pairs import Manifest
 from pipeline import report
-from pipeline.config import TrainConfig
 from pipeline.config_measure import ReportConfig
+from pipeline.config_train import TrainConfig
 from pipeline.recipes import STUDENTS
 from pipeline.train import build_student
 
@@ -28,6 +28,7 @@ HOMES = {  # third party: the only places that import it
     "torch_fidelity": ("get/metrics/",),
     "accelerate": ("pipeline/",),
     "tyro": ("pipeline/",),
+    "skimage": ("data/photos.py",),
     "data": ("data/", "pipeline/"),
     "pipeline": ("pipeline/",),
 }

@@ -3,7 +3,7 @@ import torch
 
 from get.equilibrium import Implicit, Phantom
 from get.errors import InputError
-from get.losses import IterateLoss, geometric_weights
+from get.losses import IterateLoss, geometric_weights, image_loss
 from get.models import Equilibrium
 
 from .problems import normal, seeded, tiny_get, tiny_vit
@@ -46,6 +46,44 @@ def test_loss_of_each_iterate_is_the_mean_over_batch_and_pixels(loss, classes):
     torch.testing.assert_close(losses.iterates, expected)
     assert losses.residual is not None
     assert torch.equal(losses.residual, residual)
+
+
+def test_pseudo_huber_is_the_distance_of_images_that_differ_and_its_square_of_those_that_do_not():
+    target, c = normal(4), 0.00054 * 192**0.5
+    loss = image_loss("pseudo_huber")
+    far, near = target + 0.5, target + 1e-5
+    assert loss(far, target).item() == pytest.approx(0.5 - 0.00054, rel=1e-4)
+    distance = 1e-5 * 192**0.5
+    assert loss(near, target).item() == pytest.approx(
+        distance**2 / (2 * c) / 192**0.5, rel=0.05
+    )  # the target has but 24 bits
+
+
+def test_pseudo_huber_lets_no_image_pull_harder_than_another():
+    made = normal(2).requires_grad_()
+    target = made.detach() + torch.tensor([0.1, 3.0]).view(2, 1, 1, 1)
+    (gradient,) = torch.autograd.grad(image_loss("pseudo_huber")(made, target), made)
+    near, far = gradient.flatten(1).norm(dim=1)
+    assert near.item() == pytest.approx(far.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["lpips", "dists"])
+def test_a_perceptual_loss_that_cannot_be_downloaded_says_so(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=f"expected to download the weights of {name} .* got: "):
+        image_loss(name)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", ["lpips", "dists"])
+def test_a_perceptual_loss_is_0_for_the_same_image_and_has_a_gradient(name):
+    loss, target = image_loss(name), normal(2).clamp(-1, 1)
+    assert loss(target, target).item() == pytest.approx(0, abs=1e-4)
+    made = (target * 0.5).requires_grad_()
+    loss(made, target).backward()
+    assert made.grad is not None
+    assert made.grad.abs().sum() > 0
 
 
 def test_a_vit_has_one_iterate_and_no_residual():

@@ -1,11 +1,20 @@
-"""The published recipes have the published sizes and settings."""
+"""Published recipes have the published sizes and settings; every recipe is in the table."""
+
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from data.pairs import Manifest
+from data.teachers import Sampler
 from get.cost import count_parameters
-from pipeline import published
+from get.noise import draw
+from pipeline import published, recipe_table, recipes
+from pipeline.config_train import GETModel, TrainConfig
+from pipeline.dry_run import planned
+from pipeline.make_pairs import pair_settings
 from pipeline.train import build_student
 
 COUNTS = {  # of get_paper.md, in units of the last digit printed there
@@ -19,42 +28,156 @@ COUNTS = {  # of get_paper.md, in units of the last digit printed there
     "cifar10-vit-l": 302.6,
     "cifar10-vit-xl": 446.7,
 }
+MACS = {  # the same, in G
+    "cifar10-get-t": 7.0,
+    "cifar10-get-m": 15.1,
+    "cifar10-get-s": 31.2,
+    "cifar10-get-b": 81.2,
+    "cifar10-get-bplus": 69.0,
+    "cifar10-vit-s": 6.0,
+    "cifar10-vit-b": 23.0,
+    "cifar10-vit-l": 80.5,
+    "cifar10-vit-xl": 118.4,
+}
+OURS = ("imagenet64-get-b", "imagenet256-latent-get-b")
+EVERY_STUDENT = pytest.mark.parametrize(
+    ("name", "config"), recipes.STUDENTS.items(), ids=recipes.STUDENTS
+)
 
 
-def manifest(num_classes: int | None) -> Manifest:
-    return Manifest(
-        teacher="",
-        sampler={"steps": 18},
-        evaluations=35,
-        seed=0,
-        teacher_batch_size=250,
-        image_shape=(3, 32, 32),
-        num_classes=num_classes,
-        image_format="npy32",
-        pairs_per_shard=5000,
-    )
+def pairs_of(config: TrainConfig) -> str:
+    return next(n for n, pairs in recipes.PAIRS.items() if pairs.output_dir == config.pairs)
+
+
+@EVERY_STUDENT
+def test_every_student_builds_for_the_pairs_it_names(name: str, config: TrainConfig):
+    manifest = planned(pairs_of(config))
+    with torch.device("meta"):
+        student = build_student(config, manifest)
+        noise = torch.zeros(2, *manifest.image_shape)
+        labels = torch.zeros(2, dtype=torch.int64) if manifest.num_classes else None
+        z0 = None
+        if isinstance(config.model, GETModel):
+            tokens = (student.image_size // config.model.patch_size) ** 2
+            z0 = {"z0": torch.zeros(2, tokens, config.model.width)}
+        assert student(noise, labels, **(z0 or {})).shape == noise.shape
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_every_published_model_builds_with_its_parameters(name):
+def test_every_published_model_has_the_published_parameters_and_work(name: str):
     with torch.device("meta"):
-        model = build_student(published.STUDENTS[name], manifest(None))
+        model = build_student(published.STUDENTS[name], planned("cifar10"))
     assert round(count_parameters(model) / 1e6, 1) == COUNTS[name]
+    assert round(recipe_table.image_macs(model) / 1e9, 1) == MACS[name]
+
+
+@pytest.mark.parametrize(("name", "config"), published.STUDENTS.items(), ids=published.STUDENTS)
+def test_the_settings_are_exactly_the_published_ones(name: str, config: TrainConfig):
+    wide = "cond" in name or name in OURS
+    assert config == TrainConfig(
+        output_dir=Path("runs") / name,
+        pairs=recipes.PAIRS[pairs_of(config)].output_dir,
+        model=config.model,
+        max_train_steps=800_000,
+        global_batch_size=256 if wide else 128,
+        learning_rate=1e-4,
+        adam_beta2=0.999,
+        lr_scheduler="constant",
+        lr_warmup_steps=0,
+        max_grad_norm=None,
+        ema_decay=0.9999,
+        loss="l1",
+        iterate_decay=0.8,
+        gradient="unrolled",
+        mixed_precision="no",
+        checkpointing_steps=10_000,
+        validation_steps=10_000,
+        log_steps=100,
+    )
+    if isinstance(config.model, GETModel):
+        assert (config.model.iterations, config.model.z0, config.model.map) == (
+            6,
+            "normal",
+            "plain",
+        )
+
+
+def test_figures_are_those_published_and_ours_have_none():
+    figures = {name: figure.fid for name, figure in published.FIGURES.items()}
+    assert figures == dict.fromkeys(published.STUDENTS) | {
+        "cifar10-get-t": 15.23,
+        "cifar10-get-m": 10.81,
+        "cifar10-get-s": 7.99,
+        "cifar10-get-b": 7.39,
+        "cifar10-get-bplus": 7.21,
+        "cifar10-cond-get-b": 6.23,
+        "cifar10-vit-b": 11.49,
+    }
+    assert all("not run" in published.FIGURES[name].source for name in OURS)
+    assert "not verified" in published.FIGURES["cifar10-vit-b"].source
 
 
 def test_the_conditional_recipe_differs_in_batch_and_pairs_only():
     plain, conditional = (published.STUDENTS[n] for n in ("cifar10-get-b", "cifar10-cond-get-b"))
-    assert (plain.global_batch_size, conditional.global_batch_size) == (128, 256)
-    assert plain.model == conditional.model
-    with torch.device("meta"):
-        model = build_student(conditional, manifest(10))
-    assert model.num_classes == 10
+    assert conditional == replace(
+        plain,
+        output_dir=conditional.output_dir,
+        pairs=published.PAIRS["cifar10-cond"].output_dir,
+        global_batch_size=256,
+    )
+    assert planned("cifar10-cond").num_classes == 10
+
+
+def test_ours_iterate_256_tokens_as_the_published_ones_do():
+    for name in OURS:
+        size = planned(pairs_of(published.STUDENTS[name])).image_shape[1]
+        assert size // published.STUDENTS[name].model.patch_size == 16
 
 
 def test_the_pairs_fit_the_order_of_training():
     for student in published.STUDENTS.values():
-        pairs = next(p for p in published.PAIRS.values() if p.output_dir == student.pairs)
+        pairs = published.PAIRS[pairs_of(student)]
         shards = pairs.num_pairs // pairs.pairs_per_shard - student.holdout_shards
-        assert shards * pairs.pairs_per_shard == 1_000_000
+        assert shards * pairs.pairs_per_shard in (1_000_000, 3_000_000)
         assert shards % student.streams == 0
         assert student.global_batch_size % student.streams == 0
+        assert pairs.pairs_per_shard % pairs.teacher_batch_size == 0
+
+
+@pytest.mark.parametrize("name", recipes.PAIRS)
+def test_every_recipe_of_pairs_can_be_stored_as_it_says(name: str):
+    """Of what writer.py and the teachers refuse: PNG of latents, settings of an EDM checkpoint."""
+    manifest, settings = planned(name), pair_settings(recipes.PAIRS[name])
+    assert manifest.image_format != "png" or manifest.image_shape[0] in (1, 3)
+    if settings.teacher.endswith(".pkl"):
+        assert settings.execution.settings() == {}
+        assert settings.sampler == Sampler(steps=18)
+    noise, labels = draw(0, range(2), manifest.image_shape, manifest.num_classes)
+    assert noise.shape == (2, *manifest.image_shape)
+    assert (labels is None) == (manifest.num_classes is None)
+
+
+def test_the_table_has_every_training_and_its_figure():
+    lines = recipe_table.markdown_table().splitlines()
+    rows = {cells[1].strip(): cells for line in lines[2:] if len(cells := line.split("|")) > 2}
+    assert list(rows) == list(recipes.STUDENTS)
+    assert {len(cells) for cells in rows.values()} == {len(recipe_table.COLUMNS) + 2}
+    assert [cell.strip() for cell in rows["cifar10-get-b"]][-3:] == [
+        "7.39",
+        "STAT.md of locuslab/get",
+        "",
+    ]
+    assert "measured: docs/measurements/digits" in rows["digits"][-2]
+    assert all(" - " in rows[name][-3] for name in (*OURS, "smoke"))
+
+
+def test_recipes_prints_the_table_or_what_launch_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    source = Path(recipes.__file__)
+    code = compile(source.read_text(), str(source), "exec")
+    for arguments, first in ((), "| training |"), (("smoke",), recipes.PAIRS["smoke"].teacher):
+        monkeypatch.setattr(sys, "argv", [str(source), *arguments])
+        with suppress(SystemExit):
+            exec(code, {"__name__": "__main__"})
+        assert capsys.readouterr().out.startswith(first)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.digits import Split, digits
+from data.digits import digits
+from data.labelled import Split
+from data.photos import photos
 from data.references import real_images
 from get.errors import InputError
 
@@ -25,6 +27,10 @@ def greys_of(images: torch.Tensor) -> list[int]:
 
 def test_digits_is_the_embedded_data_set() -> None:
     assert torch.equal(real_images("digits", "held_out").images, digits("held_out").images)
+
+
+def test_photos_is_the_other_embedded_data_set() -> None:
+    assert torch.equal(real_images("photos", "held_out").images, photos("held_out").images)
 
 
 def test_sub_folders_sorted_by_name_are_the_classes(tmp_path: Path) -> None:

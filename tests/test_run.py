@@ -18,11 +18,13 @@ from torch import nn
 
 from get.errors import InputError
 from get.noise import step_seed
+from pipeline.checkpoints import TrainState, latest
 from pipeline.cli import Failed
-from pipeline.config import PairsConfig, SampleConfig, TrainConfig, TrainingConfig
+from pipeline.config import PairsConfig, SampleConfig, TrainingConfig
 from pipeline.config_measure import EvaluateConfig
+from pipeline.config_train import TrainConfig
 from pipeline.files import new_file, new_folder, read_json, write_json
-from pipeline.run import Run, TrainState, finished, latest
+from pipeline.run import Run, finished
 from pipeline.train import check_batch, jacobian_weight
 
 
@@ -37,8 +39,8 @@ def fresh_state() -> TrainState:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters(), 0.1)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
-    return TrainState({"model": model}, optimizer, scheduler)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 ** (step // 2))
+    return TrainState({"model": model}, {"optimizer": optimizer}, (scheduler,))
 
 
 def train(
@@ -53,10 +55,10 @@ def train(
             generator = torch.Generator().manual_seed(step_seed(settings.seed, step))
             loss = model(torch.randn(8, 3, generator=generator)).square().mean()
             loss = loss + (at_step(step) or 0.0)
-            state.optimizer.zero_grad()
+            state.optimizers["optimizer"].zero_grad()
             loss.backward()
-            state.optimizer.step()
-            state.scheduler.step()
+            state.optimizers["optimizer"].step()
+            state.schedulers[0].step()
             run.record(step, loss=loss)
     return state
 
@@ -142,13 +144,13 @@ def test_restore_gives_every_bit_and_the_step_back(tmp_path):
     assert all(
         torch.equal(weights[k], v) for k, v in load_file(saved / "model.safetensors").items()
     )
-    optimizer = state.optimizer.state_dict()
+    optimizer = state.optimizers["optimizer"].state_dict()
     stored = load_file(saved / "optimizer.safetensors")
     assert len(stored) == 6  # step, exp_avg and exp_avg_sq of weight and bias
     for name, value in stored.items():
         index, key = name.split(".")
         assert torch.equal(optimizer["state"][int(index)][key], value)
-    assert state.scheduler.last_epoch == 3
+    assert state.schedulers[0].last_epoch == 3
     assert optimizer["param_groups"][0]["lr"] == 0.1 * 0.5
 
 

@@ -51,6 +51,14 @@ def features_of(
     return torch.cat(parts)
 
 
+def frechet_distance(
+    generated: Float[Tensor, "generated features"], real: Float[Tensor, "real features"]
+) -> float:
+    """Return the Frechet distance of two Gaussians fitted to feature vectors (FID)."""
+    statistics = [fid_features_to_statistics(features) for features in (generated, real)]
+    return fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+
+
 def score(
     generated: Float[Tensor, "generated features"],
     real: Float[Tensor, "real features"],
@@ -74,9 +82,6 @@ def score(
     fewest = min(len(generated), len(real))
     if fewest < 4:
         raise InputError(f"expected at least 4 images on either side, got {fewest}")
-    fid = fid_statistics_to_metric(
-        fid_features_to_statistics(generated), fid_features_to_statistics(real), verbose=False
-    )
     kid = kid_features_to_metric(
         generated,
         real,
@@ -87,7 +92,7 @@ def score(
     )
     prc = prc_features_to_metric(generated, real, verbose=False)
     return Scores(
-        fid=fid["frechet_inception_distance"],
+        fid=frechet_distance(generated, real),
         kid=kid["kernel_inception_distance_mean"],
         precision=float(prc["precision"]),
         recall=float(prc["recall"]),

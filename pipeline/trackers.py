@@ -1,0 +1,55 @@
+"""Trackers that people look at beside metrics.jsonl, all through accelerate."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from PIL.Image import Image
+
+from get.errors import InputError
+from pipeline.config_train import TrainConfig
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Refuse trackers that are unknown or not installed, which accelerate would leave out silently.
+
+    Raises:
+        InputError: Then.
+    """
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            raise InputError(f"expected report_to among {known}, got {name}")
+        if name not in available:
+            raise InputError(
+                f"expected the package of tracker {name} to be installed, got none; "
+                f"pip install {name}, or leave it out of --report_to"
+            )
+
+
+def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Open every tracker under the name of the run and tell it the settings."""
+    if config.report_to:
+        accelerator.init_trackers(config.output_dir.name, config=_flat(asdict(config)))
+
+
+def track_picture(accelerator: Accelerator, picture: Image, step: int) -> None:
+    """Give a sample grid to the trackers that take pictures."""
+    pixels = np.asarray(picture)[None]  # one picture, height, width and perhaps channels
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            tracker.log_images({"samples": pixels}, step=step)
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, bool | int | float | str]:
+    """Return settings as trackers take them: plain values only."""
+    plain = json.loads(json.dumps(settings, default=str))
+    return {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for name, value in plain.items()
+    }

@@ -1,0 +1,227 @@
+"""A dry run tells what a training takes, finds the pairs or their absence, and touches nothing."""
+
+import gc
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.pairs import encode, open_data_set, record_path
+from data.writer import describe as manifest_of
+from data.writer import write_shard
+from get.cost import LiveBytes, count_macs, count_parameters
+from get.ema import EMA
+from get.errors import InputError
+from get.losses import IterateLoss
+from get.noise import draw
+from pipeline import cli, train
+from pipeline.config_train import GETModel, TrainConfig, ViTModel
+from pipeline.dry_run import Found, describe, pair_bytes, planned
+from pipeline.optimizers import build_optimizers
+from pipeline.recipes import PAIRS, STUDENTS
+from pipeline.step_cost import Macs, image_macs, step_cost
+from pipeline.train import build_student, training_module
+
+from .problems import Softsign
+
+SMOKE = STUDENTS["smoke"]
+WAYS = {
+    "unrolled": SMOKE,
+    "normal": replace(SMOKE, model=replace(GETModel(), z0="normal", map="plain")),
+    "checkpointed": replace(SMOKE, gradient_checkpointing=True),
+    "phantom": replace(SMOKE, gradient="phantom", solver_tol=1e-12, solver_max_steps=8),
+    "implicit": replace(SMOKE, gradient="implicit", solver_tol=1e-12, solver_max_steps=8),
+    "penalty": replace(SMOKE, jacobian_weight=1.0),
+    "micro-steps": replace(SMOKE, gradient_accumulation_steps=2),
+    "vit": replace(SMOKE, model=ViTModel()),
+}
+
+
+def measured(config: TrainConfig) -> int:
+    """Return the peak bytes of two true steps, all that training holds included."""
+    manifest, micro_steps = planned("smoke"), config.gradient_accumulation_steps
+    gc.collect()
+    with LiveBytes() as memory:
+        student = build_student(config, manifest)
+        ema, optimizers = EMA(student, 0.9), build_optimizers(config, student)
+        module = training_module(config, student)
+        for step in range(2):
+            count = config.global_batch_size
+            indices = range(step * count, (step + 1) * count)
+            noise, labels = draw(0, indices, manifest.image_shape, manifest.num_classes)
+            noise, labels, target = noise.clone(), labels.clone(), torch.randn_like(noise)
+            z0 = None
+            if isinstance(config.model, GETModel) and config.model.z0 == "normal":
+                z0 = torch.randn(count, 16, config.model.width)
+            size = count // micro_steps
+            for at in range(0, count, size):
+                part = slice(at, at + size)
+                losses = module(
+                    noise[part],
+                    labels[part],
+                    target[part],
+                    None if z0 is None else z0[part],
+                    config.jacobian_draws if config.jacobian_weight else 0,
+                )
+                losses.total(config.iterate_decay, config.jacobian_weight).backward()
+                del losses
+            for optimizer in optimizers.values():
+                optimizer.step()
+                optimizer.zero_grad()
+            ema.update(student)
+            del noise, labels, target, z0
+    return memory.peak
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_estimate_of_memory_is_what_true_steps_take(way: str):
+    config = WAYS[way]
+    estimate = step_cost(config, planned("smoke")).total(1)
+    assert estimate == pytest.approx(measured(config), rel=0.1)
+
+
+def test_several_processes_share_the_batch_and_hold_buckets():
+    alone, of_two = (step_cost(SMOKE, planned("smoke"), processes) for processes in (1, 2))
+    assert 0.45 < of_two.kept / alone.kept < 0.55
+    assert of_two.total(2) - of_two.total(1) == of_two.gradients
+    assert alone.checkpoint == 3 * alone.weights + 2 * alone.gradients
+
+
+def test_work_is_counted_as_torchs_own_counter_does():
+    with torch.device("meta"):
+        student = build_student(SMOKE, planned("smoke"))
+    real = build_student(SMOKE, planned("smoke"))
+    noise, labels = draw(0, range(1), (1, 8, 8), 10)
+    assert image_macs(student) == image_macs(real) == count_macs(lambda: real(noise, labels))
+    module = IterateLoss(real)
+    with Macs() as forward:
+        module(noise, labels, noise)
+    assert forward.total == step_macs_forward(real, noise, labels)
+    step = step_cost(SMOKE, planned("smoke"))
+    assert 2.9 < step.macs / SMOKE.global_batch_size / forward.total < 3.1
+
+
+def step_macs_forward(model: torch.nn.Module, noise: torch.Tensor, labels: torch.Tensor) -> int:
+    return count_macs(lambda: IterateLoss(model)(noise, labels, noise))  # pyrefly: ignore
+
+
+def test_a_pair_takes_the_bytes_it_is_said_to(tmp_path: Path):
+    for name in ("cifar10-cond", "imagenet256-latent"):
+        manifest = planned(name)
+        each, how = pair_bytes(tmp_path, Found(recipe=name, manifest=manifest))
+        noise, labels = draw(0, range(2), manifest.image_shape, manifest.num_classes)
+        samples = encode(0, noise, noise, labels, manifest.image_format)
+        raw = sum(len(v) for s in samples for k, v in s.items() if k != "__key__") / 2
+        assert how == "exactly"
+        assert raw < each + 200 < raw + 3000
+
+
+def test_the_largest_models_are_described_without_their_pairs(tmp_path: Path):
+    config = replace(STUDENTS["cifar10-get-b"], output_dir=tmp_path / "run")
+    told = describe(config, processes=8)
+    for line in (
+        "  model.equilibrium_mlp_ratio: 12.0",
+        "  dataloader_num_workers: 0",
+        "  GET: 62,207,244 parameters, 81,189,666,816 MACs an image",
+        "  pairs: 1,000,000 of 3x32x32 in runs/pairs/cifar10-uncond",
+        "128 = 8 processes x 1 micro-steps; 800000 steps, 102.4 epochs",
+        "weights 237.30 MiB",
+        "a pair takes exactly 26.00 KiB (npy32)",
+        "pairs there: 0 of 1,005,000",
+        "  output_dir: a new run",
+    ):
+        assert line in told
+    last = told.splitlines()[-1]
+    assert last.startswith("The pairs do not fit: expected pairs in runs/pairs/cifar10-uncond")
+    assert last.endswith("to make them: python -m pipeline.make_pairs cifar10")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pairs_of_which_nobody_knows_anything_leave_the_settings(tmp_path: Path):
+    told = describe(replace(SMOKE, output_dir=tmp_path / "run", pairs=tmp_path / "mine"))
+    assert "  model.width: 64" in told
+    assert "pairs of unknown shape" in told
+    assert told.endswith(f"python -m pipeline.make_pairs RECIPE --output_dir {tmp_path / 'mine'}")
+
+
+def test_a_folder_named_like_a_recipe_is_taken_for_its(tmp_path: Path):
+    told = describe(replace(SMOKE, output_dir=tmp_path / "run", pairs=tmp_path / "smoke"))
+    assert "pairs: 256 of 1x8x8" in told
+    assert told.endswith(f"python -m pipeline.make_pairs smoke --output_dir {tmp_path / 'smoke'}")
+
+
+def write_pairs(folder: Path, shards: int = 5) -> Path:
+    """Write pairs like those of the recipe; five shards are all it asks for."""
+    teacher = Softsign()
+    teacher.image_shape = (1, 8, 8)
+    manifest = manifest_of(
+        teacher, seed=0, teacher_batch_size=64, pairs_per_shard=64, image_format="png"
+    )
+    open_data_set(folder, manifest)
+    for shard in range(shards):
+        write_shard(folder, shard, teacher, manifest)
+    return folder
+
+
+def dry_run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["train.py", "smoke", "--dry_run", *map(str, arguments)])
+    try:
+        cli.run(train.main, STUDENTS)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_the_flag_says_that_pairs_fit_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pairs, output = write_pairs(tmp_path / "smoke"), tmp_path / "run"
+    before = sorted(tmp_path.rglob("*"))
+    assert dry_run(monkeypatch, "--pairs", pairs, "--output_dir", output) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("The pairs fit: 4 shards to train on, 1 held out.\n")
+    assert "  dry_run: True\n" in out
+    assert "on average" in out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_pairs_that_are_not_whole_are_told_and_no_error(tmp_path: Path):
+    pairs = write_pairs(tmp_path / "smoke")
+    config = replace(SMOKE, output_dir=tmp_path / "run", pairs=pairs)
+    record_path(pairs, 4).unlink()
+    wanted = PAIRS["smoke"].num_pairs
+    assert f"of {wanted} in 4 finished shards" in describe(config)
+    assert "not whole, too few to start with" in describe(config).splitlines()[-1]
+    record_path(pairs, 1).unlink()
+    last = describe(config).splitlines()[-1]
+    assert re.match(r"The pairs do not fit: expected shard 1 in .*; to make them: ", last)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"global_batch_size": 18}, "global batch size that 4 streams divide"),
+        ({"gradient_accumulation_steps": 3}, "expected global_batch_size 16 ="),
+        ({"dataloader_num_workers": 3}, "processes x dataloader_num_workers to divide 4 streams"),
+        ({"holdout_shards": 2}, "training shards that 4 streams divide, got 3"),
+        ({"holdout_shards": 9}, "training shards that 4 streams divide, got -4"),
+    ],
+)
+def test_contradictions_are_errors_as_in_training(tmp_path: Path, changes: dict, told: str):
+    config = replace(SMOKE, output_dir=tmp_path / "run", pairs=tmp_path / "smoke", **changes)
+    with pytest.raises(InputError, match=told):
+        describe(config)
+
+
+def test_a_full_disk_and_an_old_run_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = replace(SMOKE, output_dir=tmp_path / "run", pairs=tmp_path / "smoke")
+    (tmp_path / "run" / "checkpoints" / "checkpoint-10").mkdir(parents=True)
+    assert "goes on from checkpoint-10" in describe(config)
+    monkeypatch.setattr("pipeline.dry_run.free", lambda path: 1000)
+    assert "free 1000 bytes: TOO LITTLE" in describe(config)
+    (tmp_path / "run" / "finished.json").write_text("{}")
+    assert "a finished run; nothing to do" in describe(config)
+    assert count_parameters(build_student(config, planned("smoke"))) == 240_452
