@@ -1,10 +1,13 @@
 """Benchmarks, each in a file of its own: `python -m pipeline.benchmark NAME`.
 
+    claim    GET beside ViTs of up to 5 times its size, three seeds (benchmark_seeds.py)
     memory   bytes of a training step against iterations (benchmark_memory.py)
     modes    every way of training a GET, side by side (benchmark_modes.py)
+    ours     our training beside the published one, three seeds (benchmark_seeds.py)
     pairs    the whole job of writing pairs beside its teacher alone (benchmark_pairs.py)
     reader   pairs per second of the reader beside webdataset's own (benchmark_reader.py)
     solvers  time and memory of the solvers beside torchdeq's (benchmark_solvers.py)
+    steps    training steps of what is compared at equal wall time (benchmark_steps.py)
     train    whole training steps beside the machine's limit and torchdeq (benchmark_train.py)
 
 A claim of speed or memory is a ratio of two things measured in one run; each writes its JSON.
@@ -18,7 +21,9 @@ from pipeline import (
     benchmark_modes,
     benchmark_pairs,
     benchmark_reader,
+    benchmark_seeds,
     benchmark_solvers,
+    benchmark_steps,
     benchmark_train,
     cli,
 )
@@ -26,7 +31,9 @@ from pipeline.config_measure import (
     MemoryConfig,
     ModesConfig,
     ReaderConfig,
+    SeedsConfig,
     SolversConfig,
+    StepsConfig,
     TrainBenchmarkConfig,
     WriterConfig,
 )
@@ -36,7 +43,9 @@ MAINS: dict[type, Callable[[Any], None]] = {
     MemoryConfig: benchmark_memory.main,
     ModesConfig: benchmark_modes.main,
     ReaderConfig: benchmark_reader.main,
+    SeedsConfig: benchmark_seeds.main,
     SolversConfig: benchmark_solvers.main,
+    StepsConfig: benchmark_steps.main,
     TrainBenchmarkConfig: benchmark_train.main,
     WriterConfig: benchmark_pairs.main,
 }

@@ -19,10 +19,10 @@ from pipeline.config_measure import DiagnoseConfig, ModesConfig
 from pipeline.config_train import TrainConfig
 from pipeline.diagnose import diagnose
 from pipeline.files import new_file, read_json, write_json
+from pipeline.objective import training_module
 from pipeline.provenance import provenance
 from pipeline.recipes import RECIPES, STUDENTS
 from pipeline.students import load_student
-from pipeline.train import training_module
 
 SHOWN = (1, 3, 6, 12, 24)  # iterations in the table
 

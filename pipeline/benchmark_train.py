@@ -25,16 +25,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from get.cost import LiveBytes
 from get.ema import EMA
-from get.losses import IterateLoss, Losses
+from get.losses import IterateLoss
 from get.models import GET, ViT, build
 from pipeline import cli
 from pipeline.allocator import keep_freed_memory
 from pipeline.config_measure import TrainBenchmarkConfig
 from pipeline.files import read_json, write_json
+from pipeline.objective import compile_blocks
 from pipeline.on_torchdeq import OnTorchdeq
 from pipeline.provenance import provenance
-from pipeline.train import compile_blocks
 
+Objective = IterateLoss | OnTorchdeq
+Figures = dict[str, Any]
 ITERATE_DECAY, EMA_DECAY, LEARNING_RATE = 0.8, 0.9999, 1e-4  # as published
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the square matrices whose product sets the limit
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
@@ -53,12 +55,7 @@ class Training:
     """A model in training on one batch of random numbers: `step()` makes one whole step."""
 
     def __init__(
-        self,
-        module: IterateLoss | OnTorchdeq,
-        batch_size: int,
-        device: torch.device,
-        *,
-        bf16: bool = False,
+        self, module: Objective, batch_size: int, device: torch.device, bf16: bool = False
     ) -> None:
         """Draw a batch and set up optimiser and average; `bf16` is mixed precision."""
         self.module, self.device, self.bf16 = module.to(device), device, bf16
@@ -78,14 +75,15 @@ class Training:
             tokens = (model.image_size // model.patch_size) ** 2
             self.z0 = torch.randn(batch_size, tokens, model.width, generator=generator).to(device)
 
-    def losses(self) -> Losses:
-        """Return the loss of every iterate."""
+    def loss(self) -> Tensor:
+        """Return the loss, a weighted sum over the iterates."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.module(self.noise, None, self.target, self.z0)
+            losses = self.module(self.noise, None, self.target, self.z0)
+        return losses.total(ITERATE_DECAY)
 
     def step(self) -> None:
         """Make one step, as train.py does."""
-        self.losses().total(ITERATE_DECAY).backward()
+        self.loss().backward()
         clip_grad_norm_(self.trainable, torch.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -94,7 +92,7 @@ class Training:
     def macs(self) -> int:
         """Return the multiply-accumulates of a step, forward and backward."""
         with FlopCounterMode(display=False) as counter:
-            self.losses().total(ITERATE_DECAY).backward()
+            self.loss().backward()
         self.optimizer.zero_grad()
         return counter.get_total_flops() // 2
 
@@ -103,7 +101,7 @@ class Training:
         for p in self.trainable:
             p.grad = torch.zeros_like(p)
         with LiveBytes() as memory:
-            loss = self.losses().total(ITERATE_DECAY)
+            loss = self.loss()
             kept = memory.now
             loss.backward()
         self.optimizer.zero_grad()
@@ -120,10 +118,10 @@ def published(size: str, image_size: int) -> GET | ViT:
     return model
 
 
-def modules(size: str, image_size: int) -> dict[str, IterateLoss | OnTorchdeq]:
+def modules(size: str, image_size: int) -> dict[str, Objective]:
     """Return every way of making the same step; torchdeq's only where it is installed."""
     model = published(size, image_size)
-    found: dict[str, IterateLoss | OnTorchdeq] = {"unrolled": IterateLoss(model)}
+    found: dict[str, Objective] = {"unrolled": IterateLoss(model)}
     if isinstance(model, GET):
         saving = copy.deepcopy(model)
         saving.enable_gradient_checkpointing()
@@ -146,12 +144,12 @@ def main(config: TrainBenchmarkConfig) -> None:
         }
         for size in config.sizes
     }
-    # How malloc treats large blocks is set for good: first as it is, then as train.py has it.
-    before = {size: anatomy(w["unrolled"], config.repeats) for size, w in ways.items()}
+    # How malloc treats large blocks is set for good: first as it is, then keeping what is freed.
+    before = {size: paging(w["unrolled"]) for size, w in ways.items()}
     kept = keep_freed_memory()
     found = {size: measure(w, config.repeats) for size, w in ways.items()}
     for size, figures in found.items():
-        figures["anatomy_before_freed_memory_is_kept"] = before[size]
+        figures["paging"]["before_freed_memory_is_kept"] = before[size]
     if device.type == "cuda":
         found[config.fast_size] = fast(config, device)
     load.append(os.getloadavg()[0])
@@ -170,12 +168,9 @@ def main(config: TrainBenchmarkConfig) -> None:
     print(f"train {config.output_dir / 'train.json'}")
 
 
-def measure(ways: dict[str, Training], repeats: int) -> dict[str, Any]:
+def measure(ways: dict[str, Training], repeats: int) -> Figures:
     """Return what the steps of one size cost, and where the time of the unrolled one goes."""
-    steps: dict[str, dict[str, Any]] = {
-        name: {"bytes": way.bytes(), "loss": float(way.losses().total(ITERATE_DECAY))}
-        for name, way in ways.items()
-    }
+    steps: dict[str, Figures] = {n: {"bytes": way.bytes()} for n, way in ways.items()}
     first = ways["unrolled"]
     with Products() as products:
         first.step()
@@ -203,13 +198,12 @@ def measure(ways: dict[str, Training], repeats: int) -> dict[str, Any]:
             "of_limit": products.macs * ratio(limits["products"], seconds["products"]),
         },
         "steps": steps,
-        "anatomy": anatomy(first, repeats),
+        "paging": {"now": paging(first)},
+        "shares": shares(first),
     }
 
 
-def fast(
-    config: TrainBenchmarkConfig, device: torch.device, *, compiled: bool = True
-) -> dict[str, Any]:
+def fast(config: TrainBenchmarkConfig, device: torch.device, compiled: bool = True) -> Figures:
     """Return the steps of one size in bf16 and compiled, and in TF32 as it stands: for a GPU."""
     plain, quick = (published(config.fast_size, config.image_size) for _ in range(2))
     if compiled:
@@ -237,8 +231,8 @@ def in_turns(
     for call in calls.values():
         call()
     before = limit(device)
-    for _ in range(repeats):
-        for name, call in calls.items():
+    for turn in range(repeats):
+        for name, call in list(calls.items())[:: 1 if turn % 2 == 0 else -1]:
             seconds[name].append(timed(call, device))
             after = limit(device)
             limits[name].append((before + after) / 2)
@@ -252,14 +246,16 @@ def ratio(some: list[float], others: list[float]) -> float:
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of one call."""
+    """Return the seconds of one call; of one thread its own, whatever else the machine does."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    began = time.perf_counter()
+    began = clock()
     call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def limit(device: torch.device) -> float:
@@ -271,11 +267,7 @@ def limit(device: torch.device) -> float:
 
 
 class Products(TorchDispatchMode):
-    """Notes every matrix product made while it is active, to make them again and nothing else.
-
-    Attributes:
-        macs: Multiply-accumulates of them all.
-    """
+    """Notes every matrix product made while it is active, to make them again and nothing else."""
 
     def __init__(self) -> None:
         """None yet."""
@@ -304,30 +296,35 @@ class Products(TorchDispatchMode):
                 func(*(self.operands[key] for key in keys))
 
 
-def anatomy(training: Training, repeats: int) -> dict[str, Any]:
-    """Return where the time of a step goes: shares by kind of operation, and page faults."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    seconds, limits = in_turns({"step": training.step}, training.device, repeats)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    on_gpu = training.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
-        whole = timed(training.step, training.device)
-    spent: Counter[str] = Counter()
-    for event in seen.key_averages():
-        kind = next((kind for part, kind in CLASSES.items() if part in event.key), "elementwise")
-        known = on_gpu or event.key.startswith("aten::")
-        took = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        spent[kind if known else "between operations"] += took / 1e6
+def paging(training: Training, turns: int = 3) -> dict[str, float]:
+    """Return what a step costs the system: its time, and pages that had to be mapped."""
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    seconds, limits = in_turns({"step": training.step}, training.device, turns)
+    after = resource.getrusage(resource.RUSAGE_SELF)
     return {
-        "seconds": min(seconds["step"]),
         "of_limit": training.macs() * ratio(limits["step"], seconds["step"]),
-        "shares": {kind: value / whole for kind, value in spent.most_common()},
-        "system_seconds_per_step": (used.ru_stime - usage.ru_stime) / (repeats + 1),
-        "page_faults_per_step": (used.ru_minflt - usage.ru_minflt) / (repeats + 1),
+        "system_seconds": (after.ru_stime - before.ru_stime) / (turns + 1),
+        "page_faults": (after.ru_minflt - before.ru_minflt) / (turns + 1),
     }
 
 
-def markdown(result: dict[str, Any]) -> str:
+def shares(training: Training) -> dict[str, float]:
+    """Return the shares of a step that its kinds of operation take."""
+    on_gpu = training.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
+        began = time.perf_counter()
+        timed(training.step, training.device)
+        whole = time.perf_counter() - began
+    spent: Counter[str] = Counter()
+    for event in seen.key_averages():
+        if on_gpu or event.key.startswith("aten::"):
+            kind = next((k for part, k in CLASSES.items() if part in event.key), "elementwise")
+            spent[kind] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
+    found = {kind: microseconds / 1e6 / whole for kind, microseconds in spent.most_common()}
+    return found | {"between operations": 1 - sum(found.values())}
+
+
+def markdown(result: Figures) -> str:
     """Return the table of steps, and a line a size on where the time goes."""
     head = ["model", "step", "seconds", "of the limit", "bytes kept / peak, MiB"]
     head += ["time beside torchdeq, its --mem", "peak beside torchdeq, its --mem"]
@@ -342,11 +339,11 @@ def markdown(result: dict[str, Any]) -> str:
                 ratios = [f"{ratio[key]:.2f}" for ratio in step.get("ratio_to", {}).values()]
                 cells.append(", ".join(ratios) if len(ratios) == 2 else "-")
             lines.append([*cells, *["-"] * (len(head) - len(cells))])
-        if "anatomy" in found:
-            shares = ", ".join(f"{k} {v:.0%}" for k, v in found["anatomy"]["shares"].items())
+        if "shares" in found:
+            took = ", ".join(f"{kind} {share:.0%}" for kind, share in found["shares"].items())
             remarks.append(
                 f"{size}: its matrix products alone, in their own shapes, reach "
-                f"{found['products']['of_limit']:.2f} of the limit. Of the unrolled step: {shares}."
+                f"{found['products']['of_limit']:.2f} of the limit. Of the unrolled step: {took}."
             )
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join([table, *remarks])

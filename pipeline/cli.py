@@ -16,7 +16,7 @@ from typing import NoReturn, Self, TypeVar
 
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from diffusers.utils.logging import disable_progress_bar
 from tqdm import tqdm
 
@@ -28,6 +28,9 @@ RESOURCE_ERRORS = (
     *(errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EFBIG),
     *(errno.EIO, errno.ESTALE, errno.ENOTCONN),  # a mount that has gone
 )
+
+
+SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
 
 
 class Failed(RuntimeError):
@@ -109,7 +112,7 @@ def _end_with_code(work: Callable[[], None]) -> None:
 
 
 def check_processes(accelerator: Accelerator, at_most: int | None = None) -> None:
-    """Stop if fewer processes work together than were launched, or more than can.
+    """Stop if fewer processes work together than were launched, or more than can, or in another way.
 
     Raises:
         InputError: Then; see docs of accelerate: `--cpu --num_processes 2` starts one process, and
@@ -120,6 +123,11 @@ def check_processes(accelerator: Accelerator, at_most: int | None = None) -> Non
         raise InputError(
             f"expected {launched} processes to work together, got {together}; on CPUs launch with "
             "ACCELERATE_USE_CPU=1 torchrun --standalone --nproc_per_node N -m pipeline.NAME"
+        )
+    if (way := accelerator.distributed_type) in SHARDED:
+        raise InputError(
+            f"expected whole weights on every process, as DDP keeps them, got {way.value}; "
+            "launch without it: saving and averaging sharded weights is not built"
         )
     if at_most and together > at_most:
         raise InputError(f"expected at most {at_most} process, got {together}")

@@ -145,6 +145,42 @@ class ModesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepsConfig:
+    """Time the training steps of whatever is compared at equal wall time (comparisons.py).
+
+    Attributes:
+        output_dir: Where steps.json goes.
+        comparisons: The comparisons whose trainings are timed; none means all.
+        repeats: Turns, of one step each.
+    """
+
+    output_dir: Path
+    comparisons: tuple[str, ...] = ()
+    repeats: int = 15
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(repeats=self.repeats)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsConfig:
+    """Sum up the trainings of a comparison (comparisons.py) over their seeds.
+
+    Attributes:
+        name: What the JSON, the table and the plot are called.
+        comparisons: Their recipes; the students are trained and evaluated before.
+        runs: Where evaluate.py wrote of them: RECIPE/evaluation in this folder.
+        output_dir: Where JSON, table and plot go.
+    """
+
+    name: str
+    comparisons: tuple[str, ...]
+    runs: Path
+    output_dir: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainBenchmarkConfig:
     """Time whole training steps beside the machine's matmul rate, and beside torchdeq.
 
@@ -162,7 +198,7 @@ class TrainBenchmarkConfig:
     fast_size: str = "GET-B/2"
     image_size: int = 32
     batch_size: int = 4
-    repeats: int = 8
+    repeats: int = 6
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""

@@ -19,10 +19,11 @@ from get.models import GET, ViT
 from get.noise import draw
 from pipeline.checkpoints import latest
 from pipeline.config_train import TrainConfig
+from pipeline.objective import build_student, check_batch
 from pipeline.published import Images
 from pipeline.recipes import IMAGES, PAIRS
 from pipeline.run import finished
-from pipeline.step_cost import StepCost, image_macs, step_cost
+from pipeline.step_cost import PERCEPTUAL, StepCost, image_macs, step_cost
 
 BLOCK = 512  # of a tar: a member has one for its name, and its content fills whole ones
 
@@ -62,8 +63,6 @@ def describe(config: TrainConfig, processes: int = 1) -> str:
     Raises:
         InputError: If settings contradict each other, or whole pairs contradict them.
     """
-    from pipeline.train import build_student, check_batch  # which imports this module
-
     check_batch(config, processes)
     nothing = order_of(config, str(config.pairs), config.streams, 1)
     batches(nothing, processes=processes, workers=config.dataloader_num_workers)
@@ -117,6 +116,8 @@ def demands(config: TrainConfig, cost: StepCost, processes: int) -> list[str]:
     samples = config.global_batch_size // (processes * micro_steps)
     macs = cost.macs * micro_steps * processes
     solver = "" if config.gradient == "unrolled" else " at most: solvers may stop earlier"
+    if config.loss in PERCEPTUAL:
+        solver += f" without the network of {config.loss}"
     ddp = f" + DDP's buckets {size_of(cost.gradients)}" if processes > 1 else ""
     return [
         f"  work: {macs:,} MACs a step, forward and backward{solver}; "

@@ -107,24 +107,36 @@ def vit_model(size: str) -> ViTModel:
     return ViTModel(width=width, depth=depth, heads=heads)
 
 
-def _student(
-    name: str, model: GETModel | ViTModel, pairs: str = "cifar10", batch: int = 128
-) -> TrainConfig:
-    return TrainConfig(
-        output_dir=RUNS / name,
-        pairs=PAIRS[pairs].output_dir,
-        model=model,
-        max_train_steps=800_000,
-        global_batch_size=batch,
+def as_published(config: TrainConfig) -> TrainConfig:
+    """Return a training with the optimiser, the average and the loss of the published ones."""
+    return replace(
+        config,
+        optimizer="adamw",
         learning_rate=1e-4,
+        adam_beta2=0.999,
         lr_scheduler="constant",
         lr_warmup_steps=0,
         max_grad_norm=None,
         ema_decay=0.9999,
+        loss="l1",
         iterate_decay=0.8,
-        checkpointing_steps=10_000,
-        validation_steps=10_000,
-        log_steps=100,
+    )
+
+
+def _student(
+    name: str, model: GETModel | ViTModel, pairs: str = "cifar10", batch: int = 128
+) -> TrainConfig:
+    return as_published(
+        TrainConfig(
+            output_dir=RUNS / name,
+            pairs=PAIRS[pairs].output_dir,
+            model=model,
+            max_train_steps=800_000,
+            global_batch_size=batch,
+            checkpointing_steps=10_000,
+            validation_steps=10_000,
+            log_steps=100,
+        )
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.teachers import SHIPPED
-from pipeline import published
+from pipeline import comparisons, published
 from pipeline.config import ClassifierConfig, PairsConfig, SampleConfig, TeacherConfig
 from pipeline.config_measure import (
     DiagnoseConfig,
@@ -19,7 +19,9 @@ from pipeline.config_measure import (
     ModesConfig,
     ReaderConfig,
     ReportConfig,
+    SeedsConfig,
     SolversConfig,
+    StepsConfig,
     TrainBenchmarkConfig,
     WriterConfig,
 )
@@ -61,8 +63,11 @@ def _embedded(name: str, teacher: TeacherConfig, num_pairs: int, patch_size: int
         holdout_shards=5,
         max_train_steps=4000,
         global_batch_size=64,
+        optimizer="muon",
         learning_rate=3e-3,
         adam_beta2=0.95,
+        feature_network=SHIPPED / f"{name}-features",
+        real_images=name,
     )
     # as many parameters as GET, and as many multiply-accumulates as GET with 3 iterations
     vits = {
@@ -105,12 +110,12 @@ def _photos() -> Recipe:
         global_batch_size=64,
         learning_rate=4e-3,
     )
-    return _embedded("photos", teacher, num_pairs=25 * 1024, patch_size=4)
+    return _embedded("photos", teacher, num_pairs=21 * 1024, patch_size=4)
 
 
 def _equilibria(full: Recipe) -> Recipe:
     """Every way of training for a fixed point, on the pairs of `digits`, 2,000 steps each."""
-    unrolled = replace(full.students["digits"], max_train_steps=2000)
+    unrolled = replace(full.students["digits"], optimizer="adamw", max_train_steps=2000)
     corrected = replace(unrolled, gradient="phantom", solver_max_steps=12, solver_tol=1e-2)
     plain = replace(GETModel(), map="plain")
     ways = {
@@ -131,17 +136,23 @@ def _equilibria(full: Recipe) -> Recipe:
         (name := f"equilibria-{way}".rstrip("-")): replace(c, output_dir=RUNS / name)
         for way, c in ways.items()
     }
-    first = students["equilibria"].output_dir
-    return Recipe(
-        teacher=full.teacher,
-        pairs=full.pairs,
+    return _others(full, students, (1, 2, 3, 4, 6, 8, 12, 16, 24))
+
+
+def _others(
+    full: Recipe, students: dict[str, TrainConfig], iterations: tuple[int, ...] = (3, 4)
+) -> Recipe:
+    """Other students of the same pairs."""
+    first = next(iter(students.values())).output_dir
+    return replace(
+        full,
         students=students,
         sample=SampleConfig(model=first, output_dir=first / "images"),
         evaluate=replace(
             full.evaluate,
             runs=tuple(c.output_dir for c in students.values()),
             output_dir=first / "evaluation",
-            iterations=(1, 2, 3, 4, 6, 8, 12, 16, 24),
+            iterations=iterations,
         ),
     )
 
@@ -194,11 +205,19 @@ def _smoke(full: Recipe) -> Recipe:
     )
 
 
-DIGITS = _digits()
+DIGITS, PHOTOS = _digits(), _photos()
+COMPARISONS = {
+    "ours-digits": comparisons.ours(DIGITS.students["digits"]),
+    "ours-photos": comparisons.ours(PHOTOS.students["photos"]),
+    "claim": comparisons.claim(DIGITS.students["digits"]),
+}
 RECIPES = {
     "digits": DIGITS,
-    "photos": _photos(),
+    "photos": PHOTOS,
     "equilibria": _equilibria(DIGITS),
+    "ours-digits": _others(DIGITS, comparisons.students(COMPARISONS["ours-digits"])),
+    "ours-photos": _others(PHOTOS, comparisons.students(COMPARISONS["ours-photos"])),
+    "claim": _others(DIGITS, comparisons.students(COMPARISONS["claim"])),
     "smoke": _smoke(DIGITS),
 }
 
@@ -206,7 +225,10 @@ TEACHERS = {name: recipe.teacher for name, recipe in RECIPES.items()}
 CLASSIFIERS = {
     "digits": ClassifierConfig(output_dir=RUNS / "digits-features", background=-1.0),
     "photos": ClassifierConfig(
-        output_dir=RUNS / "photos-features", train_data_dir="photos", width=24
+        output_dir=RUNS / "photos-features",
+        train_data_dir="photos",
+        width=24,
+        max_train_steps=600,
     ),
 }
 PAIRS = {name: recipe.pairs for name, recipe in RECIPES.items()} | published.PAIRS
@@ -222,6 +244,9 @@ DIAGNOSES = {
     for name, recipe in RECIPES.items()
 }
 BENCHMARKS = {
+    "claim": SeedsConfig(
+        name="claim", comparisons=("claim",), runs=RUNS, output_dir=RUNS / "benchmarks"
+    ),
     "memory": MemoryConfig(output_dir=RUNS / "benchmarks"),
     "modes": ModesConfig(
         recipe="equilibria",
@@ -231,9 +256,16 @@ BENCHMARKS = {
         output_dir=RUNS / "benchmarks",
         reference="equilibria-unrolled",
     ),
+    "ours": SeedsConfig(
+        name="ours",
+        comparisons=("ours-digits", "ours-photos"),
+        runs=RUNS,
+        output_dir=RUNS / "benchmarks",
+    ),
     "pairs": WriterConfig(output_dir=RUNS / "benchmarks"),
     "reader": ReaderConfig(output_dir=RUNS / "benchmarks"),
     "solvers": SolversConfig(output_dir=RUNS / "benchmarks"),
+    "steps": StepsConfig(output_dir=RUNS / "benchmarks"),
     "train": TrainBenchmarkConfig(output_dir=RUNS / "benchmarks"),
 }
 REPORTS = {

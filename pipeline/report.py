@@ -12,7 +12,14 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from get.errors import InputError
-from pipeline import benchmark_memory, benchmark_modes, benchmark_solvers, cli
+from pipeline import (
+    benchmark_memory,
+    benchmark_modes,
+    benchmark_seeds,
+    benchmark_solvers,
+    benchmark_train,
+    cli,
+)
 from pipeline.config_measure import ReportConfig
 from pipeline.files import new_file, read_json
 from pipeline.recipes import REPORTS
@@ -26,9 +33,12 @@ COLUMNS = (
 
 
 BENCHMARKS = {
+    "claim": benchmark_seeds.markdown,
     "memory": benchmark_memory.markdown,
     "modes": benchmark_modes.markdown,
+    "ours": benchmark_seeds.markdown,
     "solvers": benchmark_solvers.markdown,
+    "train": benchmark_train.markdown,
 }
 
 
@@ -84,8 +94,7 @@ def main(config: ReportConfig) -> None:
     if config.readme:
         renew(config.readme, config.recipe, "\n\n".join([table, *remarks(models)]))
     if config.readme and config.benchmarks:
-        for name, markdown_of in BENCHMARKS.items():
-            renew(config.readme, name, markdown_of(read_json(config.benchmarks / f"{name}.json")))
+        renew_benchmarks(config.readme, config.benchmarks)
     print(plain([list(COLUMNS), *(row.cells() for row in rows)]))
     print(f"report {report}\npicture {picture}")
 
@@ -207,6 +216,14 @@ def renew(readme: Path, recipe: str, text: str) -> None:
         raise InputError(f"expected the marks {begin} and {end} in {readme}, got none; add them")
     with new_file(readme) as temporary:
         temporary.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", old))
+
+
+def renew_benchmarks(readme: Path, folder: Path) -> None:
+    """Renew every table of a benchmark that a Markdown file has the marks for."""
+    text = readme.read_text()
+    for name, markdown_of in BENCHMARKS.items():
+        if f"<!-- table:{name} -->" in text:
+            renew(readme, name, markdown_of(read_json(folder / f"{name}.json")))
 
 
 def draw_picture(path: Path, folder: Path, models: list[dict]) -> None:

@@ -15,12 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from data.pairs import Manifest
-from get.cost import LiveBytes, count_macs
+from get.cost import LiveBytes
 from get.equilibrium import Implicit
 from get.losses import IterateLoss
 from get.models import GET, ViT
 from pipeline.config_train import TrainConfig
+from pipeline.objective import build_student, training_module
 from pipeline.optimizers import build_optimizers
+
+PERCEPTUAL = ("lpips", "dists")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +61,15 @@ class StepCost:
 
 
 def step_cost(config: TrainConfig, manifest: Manifest, processes: int = 1) -> StepCost:
-    """Count what a step takes whose solvers spend all the evaluations they may."""
-    from pipeline.train import build_student, training_module  # which imports dry_run.py
+    """Count what a step takes whose solvers spend all the evaluations they may.
 
+    Of perceptual losses nothing is counted: their networks would have to be downloaded.
+    """
     micro_steps = config.gradient_accumulation_steps
     samples = config.global_batch_size // (processes * micro_steps)
     draws = config.jacobian_draws if config.jacobian_weight else 0
+    if config.loss in PERCEPTUAL:
+        config = replace(config, loss="l1")
     with FakeTensorMode():
         student = build_student(config, manifest)
         module = never_stopping(training_module(config, student))
@@ -97,13 +103,15 @@ def step_cost(config: TrainConfig, manifest: Manifest, processes: int = 1) -> St
 def image_macs(student: GET | ViT) -> int:
     """Return the multiply-accumulates of one image, of a copy without numbers."""
     size, start = student.image_size, {}
-    with torch.device("meta"):
+    with torch.no_grad(), torch.device("meta"), Macs() as work:
         copy = type(student).from_config(student.config)
+        assert isinstance(copy, GET | ViT)
         noise = torch.zeros(1, student.channels, size, size)
         labels = torch.zeros(1, dtype=torch.int64) if student.num_classes else None
         if isinstance(copy, GET):
             start["z0"] = torch.zeros(1, (size // copy.patch_size) ** 2, copy.width)
-        return count_macs(lambda: copy(noise, labels, **start))
+        copy(noise, labels, **start)
+    return work.total
 
 
 def never_stopping(module: IterateLoss) -> IterateLoss:

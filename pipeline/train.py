@@ -14,23 +14,21 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from data.pairs import Manifest, count_shards, read_manifest
+from data.pairs import count_shards, read_manifest
 from data.reader import Batch, Order, batches
 from data.store import open_store
 from data.teachers import load_vae
 from get.ema import EMA
-from get.equilibrium import Anderson, Implicit, Phantom
-from get.errors import InputError
-from get.losses import IterateLoss
-from get.models import GET, Equilibrium, ViT
-from get.models.layers import Block
+from get.models import GET, ViT
 from get.noise import step_seed
 from get.pipeline_get import GETPipeline
 from pipeline import cli
+from pipeline.allocator import keep_freed_memory
 from pipeline.checkpoints import TrainState, latest
-from pipeline.config_train import GETModel, TrainConfig
+from pipeline.config_train import TrainConfig
 from pipeline.dry_run import describe, summary
 from pipeline.files import new_file
+from pipeline.objective import build_student, check_batch, compile_blocks, training_module
 from pipeline.optimizers import build_optimizers
 from pipeline.recipes import STUDENTS
 from pipeline.run import Run, finished
@@ -57,6 +55,8 @@ def main(config: TrainConfig) -> None:
             print(describe(config, accelerator.num_processes))
         return
     torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     store = open_store(config.pairs, config.pairs_cache)
     manifest = read_manifest(store)
     order = Order(
@@ -140,51 +140,6 @@ def main(config: TrainConfig) -> None:
         print(f"student {config.output_dir}")
 
 
-def check_batch(config: TrainConfig, processes: int) -> None:
-    """Check that the global batch divides into processes and micro-steps.
-
-    Raises:
-        InputError: If it does not, or train_batch_size contradicts it.
-    """
-    parts = processes * config.gradient_accumulation_steps
-    each, rest = divmod(config.global_batch_size, parts)
-    if rest or config.train_batch_size not in (None, each):
-        raise InputError(
-            f"expected global_batch_size {config.global_batch_size} = train_batch_size x "
-            f"{processes} processes x {config.gradient_accumulation_steps} micro-steps, got "
-            f"train_batch_size {config.train_batch_size}; change one of them"
-        )
-
-
-def build_student(config: TrainConfig, manifest: Manifest) -> GET | ViT:
-    """Build the student for images and classes like those of the pairs."""
-    channels, size, _ = manifest.image_shape
-    shape = asdict(config.model)
-    common = {"image_size": size, "channels": channels, "num_classes": manifest.num_classes}
-    if isinstance(config.model, GETModel):
-        student = GET(**common, **shape)
-        if config.gradient_checkpointing:
-            student.enable_gradient_checkpointing()
-        return student
-    if config.gradient_checkpointing:
-        raise InputError("expected a GET for gradient_checkpointing, got a ViT; leave it off")
-    return ViT(**common, **shape)
-
-
-def training_module(config: TrainConfig, student: GET | ViT) -> IterateLoss:
-    """Wrap the student in the objective that the config names."""
-    equilibrium = None
-    if config.gradient != "unrolled":
-        steps, tol = config.solver_max_steps, config.solver_tol
-        gradient = {
-            "phantom": Phantom(steps=config.phantom_steps, damping=1.0),
-            "implicit": Implicit(solver=Anderson(), max_steps=steps, tol=tol),
-        }[config.gradient]
-        equilibrium = Equilibrium(gradient=gradient, solver=Anderson(), max_steps=steps, tol=tol)
-    iterations = config.unrolled_iterations
-    return IterateLoss(student, config.loss, iterations=iterations, equilibrium=equilibrium)
-
-
 def jacobian_weight(config: TrainConfig, step: int) -> float:
     """Return the weight of the Jacobian penalty in this step; 0 in steps without."""
     if config.jacobian_weight == 0:
@@ -234,13 +189,6 @@ def split(batch: Batch, z0: Tensor | None, parts: int) -> Iterator[tuple[Batch, 
 def mean(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of every figure over the micro-steps."""
     return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-
-
-def compile_blocks(student: GET | ViT) -> None:
-    """Compile every transformer block in place: one graph a kind, and weights keep their names."""
-    for block in student.modules():
-        if isinstance(block, Block):
-            block.compile()
 
 
 def validate(run: Run, validation: Validation, model: GET | ViT, step: int) -> None:

@@ -7,8 +7,20 @@ import pytest
 import torch
 
 from get import GETPipeline
-from pipeline import benchmark_memory, benchmark_modes, benchmark_pairs, benchmark_solvers
-from pipeline.config_measure import MemoryConfig, ModesConfig, SolversConfig, WriterConfig
+from pipeline import (
+    benchmark_memory,
+    benchmark_modes,
+    benchmark_pairs,
+    benchmark_solvers,
+    benchmark_train,
+)
+from pipeline.config_measure import (
+    MemoryConfig,
+    ModesConfig,
+    SolversConfig,
+    TrainBenchmarkConfig,
+    WriterConfig,
+)
 from pipeline.files import write_json
 from pipeline.make_pairs import main as make_pairs
 from pipeline.recipes import PAIRS, RECIPES, STUDENTS
@@ -42,6 +54,64 @@ def test_solvers_are_compared_at_the_same_number_of_evaluations(tmp_path):
         ours, theirs = (row[who]["evaluations"] for who in ("ours", "torchdeq"))
         assert theirs - ours in (0, 1)  # torchdeq evaluates once more to attach its gradient
         assert row["ratio"].keys() >= {"forward_seconds", "peak_bytes"}
+
+
+def tiny_training(tmp_path) -> TrainBenchmarkConfig:
+    sizes = ("GET-T/2", "ViT-S/8")
+    return TrainBenchmarkConfig(
+        output_dir=tmp_path, sizes=sizes, fast_size="GET-T/2", image_size=8, batch_size=1, repeats=1
+    )
+
+
+def test_training_steps_are_compared_with_the_limit_and_with_torchdeq(tmp_path, capsys):
+    pytest.importorskip("torchdeq")
+    benchmark_train.main(tiny_training(tmp_path))
+    found = json.loads((tmp_path / "train.json").read_text())["sizes"]
+    assert list(found) == ["GET-T/2", "ViT-S/8"]
+    assert found["ViT-S/8"]["steps"].keys() == {"unrolled"}
+    steps = found["GET-T/2"]["steps"]
+    assert steps["checkpointed"]["ratio_to"].keys() == {"torchdeq", "torchdeq --mem"}
+    for size in found.values():
+        assert sum(size["shares"].values()) == pytest.approx(1)
+        assert size["products"]["share_of_macs"] <= 1
+        for step in size["steps"].values():
+            assert 0 < step["of_limit"] < 1
+            assert 0 < step["bytes"]["kept"] < step["bytes"]["peak"]
+    assert "| GET-T/2 | torchdeq --mem |" in capsys.readouterr().out
+
+
+def test_torchdeq_makes_the_same_losses_and_gradients_of_a_get():
+    pytest.importorskip("torchdeq")
+    found = {}
+    for name, module in benchmark_train.modules("GET-T/2", 4).items():
+        training = benchmark_train.Training(module.double(), 2, torch.device("cpu"))
+        for data in ("noise", "target", "z0"):
+            setattr(training, data, getattr(training, data).double())
+        losses = training.module(training.noise, None, training.target, training.z0).iterates
+        assert len(losses) == 6
+        found[name] = losses, torch.autograd.grad(losses.sum(), training.trainable)
+    for name in ("checkpointed", "torchdeq", "torchdeq --mem"):
+        torch.testing.assert_close(found[name], found["unrolled"], msg=name)
+
+
+def test_products_alone_are_all_the_linear_layers_of_a_step():
+    with benchmark_train.Products() as products:
+        layer, x = torch.nn.Linear(3, 5), torch.ones(2, 3, requires_grad=True)
+        layer(x).sum().backward()
+    assert products.macs == 3 * 2 * 3 * 5  # forward, and either side of the backward pass
+    products.replay()
+
+
+def test_bf16_is_compared_with_tf32(tmp_path):
+    found = benchmark_train.fast(tiny_training(tmp_path), torch.device("cpu"), compiled=False)
+    assert found["steps"].keys() == {"TF32", "bf16, compiled"}
+    assert found["speedup"] > 0
+
+
+@pytest.mark.gpu
+def test_bf16_and_compiled_is_faster_than_tf32_on_a_gpu(tmp_path):
+    config = replace(tiny_training(tmp_path), fast_size="GET-B/2", image_size=32, batch_size=32)
+    assert benchmark_train.fast(config, torch.device("cuda"))["speedup"] > 1
 
 
 def test_writing_pairs_is_compared_with_the_teacher_alone(tmp_path):

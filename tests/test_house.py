@@ -17,8 +17,8 @@ from data.pairs import Manifest
 from pipeline import report
 from pipeline.config_measure import ReportConfig
 from pipeline.config_train import TrainConfig
+from pipeline.objective import build_student
 from pipeline.recipes import STUDENTS
-from pipeline.train import build_student
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("get", "data", "pipeline")

@@ -71,6 +71,6 @@ def test_every_trained_parameter_has_one_optimiser(tmp_path):
     taken = [p for o in optimizers.values() for g in o.param_groups for p in g["params"]]
     trained = [p for p in student.parameters() if p.requires_grad]
     assert sorted(map(id, taken)) == sorted(map(id, trained))
-    qkv = student.blocks[0].attn.qkv.weight
+    qkv = student.get_parameter("blocks.0.attn.qkv.weight")
     (group,) = (g for g in optimizers["muon"].param_groups if any(p is qkv for p in g["params"]))
     assert group["stacked"] == 3

@@ -8,7 +8,10 @@ import torch
 
 from data.labelled import Split
 from data.photos import CELL, SIZE, patches, photos, shrink
+from data.teachers import SHIPPED, DiffusersTeacher, Sampler
 from get.images import to_uint8
+from get.models.classifier import Classifier
+from get.noise import draw
 
 GOLDEN = {
     "training": "ea799d0fd2267e4ca56741c2b3192d28d93393d62d5917923182e31603c6eb3a",
@@ -70,3 +73,12 @@ def test_the_split_is_the_golden_one(split: Split) -> None:
     images, labels = photos(split)
     found = hashlib.sha256(labels.numpy().tobytes() + to_uint8(images).numpy().tobytes())
     assert found.hexdigest() == GOLDEN[split]
+
+
+def test_the_shipped_teacher_draws_the_photographs_it_is_asked_for() -> None:
+    teacher = DiffusersTeacher(SHIPPED / "photos-teacher", Sampler(steps=6), "cpu")
+    classifier = Classifier.from_pretrained(SHIPPED / "photos-features", use_safetensors=True)
+    noise, labels = draw(0, range(32), teacher.image_shape, teacher.num_classes)
+    with torch.no_grad():
+        named = classifier(teacher(noise, labels).clamp(-1, 1)).argmax(1)
+    assert float((named == labels).float().mean()) >= 0.6  # chance: a third

@@ -24,8 +24,9 @@ from pipeline.config import PairsConfig, SampleConfig, TrainingConfig
 from pipeline.config_measure import EvaluateConfig
 from pipeline.config_train import TrainConfig
 from pipeline.files import new_file, new_folder, read_json, write_json
+from pipeline.objective import check_batch
 from pipeline.run import Run, finished
-from pipeline.train import check_batch, jacobian_weight
+from pipeline.train import jacobian_weight
 
 
 def config(folder: Path, **changes) -> TrainingConfig:
