@@ -112,7 +112,7 @@ def _end_with_code(work: Callable[[], None]) -> None:
 
 
 def check_processes(accelerator: Accelerator, at_most: int | None = None) -> None:
-    """Stop if fewer processes work together than were launched, or more than can, or in another way.
+    """Stop if fewer processes work together than were launched, more than can, or in another way.
 
     Raises:
         InputError: Then; see docs of accelerate: `--cpu --num_processes 2` starts one process, and

@@ -61,10 +61,12 @@ def _embedded(name: str, teacher: TeacherConfig, num_pairs: int, patch_size: int
         pairs=pairs.output_dir,
         model=GETModel(patch_size=patch_size),
         holdout_shards=5,
-        max_train_steps=4000,
-        global_batch_size=64,
+        max_train_steps=5000,
+        global_batch_size=32,
         optimizer="muon",
+        muon_learning_rate=0.01,
         learning_rate=3e-3,
+        lr_scheduler="linear",
         adam_beta2=0.95,
         feature_network=SHIPPED / f"{name}-features",
         real_images=name,
@@ -115,7 +117,13 @@ def _photos() -> Recipe:
 
 def _equilibria(full: Recipe) -> Recipe:
     """Every way of training for a fixed point, on the pairs of `digits`, 2,000 steps each."""
-    unrolled = replace(full.students["digits"], optimizer="adamw", max_train_steps=2000)
+    unrolled = replace(
+        full.students["digits"],
+        max_train_steps=2000,
+        global_batch_size=64,
+        optimizer="adamw",
+        lr_scheduler="cosine",
+    )
     corrected = replace(unrolled, gradient="phantom", solver_max_steps=12, solver_tol=1e-2)
     plain = replace(GETModel(), map="plain")
     ways = {

@@ -170,7 +170,6 @@ def test_what_was_not_measured_alike_is_refused(tmp_path):
     with pytest.raises(InputError, match="expected one evaluation of all students of ours-digits"):
         benchmark_seeds.main(config)
     write_json(path, good | {"train_steps": 7})
-    with pytest.raises(
-        InputError, match="expected ours-digits-seed1 trained for 1500 steps, got 7"
-    ):
+    steps = COMPARISONS["ours-digits"][0].config.max_train_steps
+    with pytest.raises(InputError, match=f"ours-digits-seed1 trained for {steps} steps, got 7"):
         benchmark_seeds.main(config)
