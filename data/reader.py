@@ -6,6 +6,7 @@ every stream, in stream order, so neither the number of processes nor of loader 
 its content, and no state needs saving. Shards are decoded whole and kept while they fit.
 """
 
+import signal
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -275,6 +276,12 @@ class _Shards:
         return self.kept[number]
 
 
+def _ignore_signals(worker: int) -> None:
+    """Leave signals to the training process: it needs batches until it has saved its state."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def batches(
     order: Order,
     *,
@@ -311,7 +318,15 @@ def batches(
     generator = torch.Generator()
 
     def assemble() -> Iterator[Batch]:
-        loader = iter(DataLoader(chunks, batch_size=None, num_workers=workers, generator=generator))
+        loader = iter(
+            DataLoader(
+                chunks,
+                batch_size=None,
+                num_workers=workers,
+                worker_init_fn=_ignore_signals,
+                generator=generator,
+            )
+        )
         told: set[int] = set()  # loader workers do not know of each other's
         while True:
             parts = []

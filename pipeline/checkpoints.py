@@ -97,8 +97,15 @@ def save_checkpoint(
             raise
         code = int(number[1])
         raise OSError(code, os.strerror(code), str(run / "checkpoints")) from error
+    prune(run, limit)
+
+
+def prune(run: Path, limit: int) -> None:
+    """Delete all but the newest `limit` checkpoints, and what killed jobs left of others."""
+    for torn in run.glob("checkpoints/.checkpoint-*.tmp"):
+        shutil.rmtree(torn)
     for old in checkpoints(run)[:-limit]:
-        shutil.rmtree(old)
+        shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
 
 
 def load_checkpoint(checkpoint: Path, state: TrainState) -> Progress:

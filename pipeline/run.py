@@ -13,6 +13,7 @@ Nothing that trains here draws from a global random stream: every step is a func
 import fcntl
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from pipeline.checkpoints import (
     TrainState,
     latest,
     load_checkpoint,
+    prune,
     save_checkpoint,
 )
 from pipeline.config import TrainingConfig
@@ -108,6 +110,8 @@ class Run:
                 f"expected {self.path} to be free, got another job at work in it; "
                 "wait for it or choose another output_dir"
             ) from None
+        # Loader workers would keep the lock for seconds after this process was killed.
+        os.register_at_fork(after_in_child=self._lock.close)
         if self.config.overwrite_output_dir:
             _empty(self.path)
         changes = keep_settings(self.config, self.data)
@@ -277,6 +281,7 @@ class Run:
 
     def _publish(self) -> None:
         """Copy the newest checkpoint's result into the run folder, then call it finished."""
+        prune(self.path, self.config.checkpoints_total_limit)  # a killed job may not have
         source = latest(self.path)
         assert source is not None
         for name in self.published():

@@ -64,10 +64,10 @@ def keep_settings(config: TrainingConfig, data: object) -> list[str]:
     newest = latest(config.output_dir)
     change = {"until": newest.name if newest else None, "config": written["config"]}
     earlier = [*written.get("earlier", []), change]
-    write_json(path, {"config": settings, "earlier": earlier, **provenance()})
     done = config.output_dir / "finished.json"
     if done.exists() and read_json(done)["steps"] < config.max_train_steps:
-        done.unlink()
+        done.unlink()  # before the change is written down, which is noticed but once
+    write_json(path, {"config": settings, "earlier": earlier, **provenance()})
     return different
 
 

@@ -39,11 +39,11 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
 
 def track_picture(accelerator: Accelerator, picture: Image, step: int) -> None:
     """Give a sample grid to the trackers that take pictures."""
-    pixels = np.asarray(picture)[None]  # one picture, height, width and perhaps channels
-    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    pixels = np.asarray(picture.convert("RGB"))[None]  # one picture, height, width, channels
     for tracker in accelerator.trackers:
         if hasattr(tracker, "log_images"):
-            tracker.log_images({"samples": pixels}, step=step)
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"samples": pixels}, step=step, **layout)
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, bool | int | float | str]:

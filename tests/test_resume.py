@@ -233,11 +233,7 @@ MOMENTS = {
     "inside a step": ([("EMA.update", 7)], [4]),  # weights have moved, their average has not
     "inside a checkpoint": ([("Path.rename", 1), ("save_moments", 1)], [4]),
     "before a checkpoint's rename": ([("Path.rename", 2)], [4]),
-    "before an old one is deleted": pytest.param(
-        [("Path.rename", 3), ("checkpoints", 1)],
-        [4, 8, 12],
-        marks=pytest.mark.xfail(reason="the run that goes on deletes none if it saves none"),
-    ),
+    "before an old one is deleted": ([("Path.rename", 3), ("checkpoints", 1)], [4, 8, 12]),
     "after the last step": ([("Run._publish", 1)], [8, 12]),
     "inside the result": ([("Run._publish", 1), ("copyfile", 2)], [8, 12]),
     "before it is called finished": ([("Run._publish", 1), ("write_json", 1)], [8, 12]),
@@ -296,7 +292,6 @@ def test_a_training_killed_at_a_random_call_ends_with_the_same_bits(
     assert_same(tmp_path / "run", undisturbed[processes])
 
 
-@pytest.mark.xfail(reason="loader workers inherit the lock")
 def test_loader_workers_of_a_killed_training_do_not_keep_its_folder(
     job, pairs, undisturbed, tmp_path
 ):
@@ -352,14 +347,9 @@ def test_another_number_of_processes_goes_on_and_is_told(before, job, pairs, und
 # ---------------------------------------------------------------- signals
 
 
-TERM_TO_WORKERS = pytest.param(
-    *(signal.SIGTERM, 2), marks=pytest.mark.xfail(reason="loader workers die of it first")
-)
-
-
 @pytest.mark.parametrize(
     ("number", "workers"),
-    [(signal.SIGINT, 2), (signal.SIGTERM, 0), (signal.SIGUSR1, 2), TERM_TO_WORKERS],
+    [(signal.SIGINT, 2), (signal.SIGTERM, 0), (signal.SIGUSR1, 2), (signal.SIGTERM, 2)],
 )
 def test_a_signal_to_all_its_processes_saves_the_step_and_ends_the_training(
     number, workers, job, pairs, undisturbed, tmp_path
@@ -428,10 +418,7 @@ def test_other_settings_are_refused_in_one_line_or_hold_from_the_next_step(job, 
 LONGER = ("--max_train_steps", STEPS + 2)
 
 
-KILLED = pytest.param(
-    [("keep_settings", 1), ("write_json", 1), ("Path.exists", 1)],
-    marks=pytest.mark.xfail(reason="finished.json outlives run.json's change"),
-)
+KILLED = [("keep_settings", 1), ("write_json", 1)]
 
 
 @pytest.mark.parametrize("at", [(), KILLED])
