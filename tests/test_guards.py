@@ -1,7 +1,6 @@
 """What a training meets without going wrong: bad data, a full disk, other pairs, other trackers."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,28 +12,16 @@ from data.reader import Order, read_shard
 from data.writer import write_shard
 
 from .problems import Softsign
-from .test_pairs import PAIRS, manifest_of
-from .test_resume import (
+from .processes import (
     STEPS,
     Job,
     assert_same,
     checkpoints,
     contents,
     make_pairs,
-    template,
     whole,
 )
-
-
-@pytest.fixture(scope="module")
-def job() -> Iterator[Job]:
-    with template() as job:
-        yield job
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pairs(tmp_path_factory.mktemp("pairs"))
+from .test_pairs import PAIRS, manifest_of
 
 
 @pytest.fixture(scope="module")
