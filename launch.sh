@@ -14,7 +14,9 @@ Without an argument: sets up .venv and runs the recipe `digits` through all its 
 teacher -> pairs -> train GET and the ViT baselines -> sample -> evaluate -> report.
 Run it again and it skips what is finished and continues what was interrupted.
 
-  RECIPE             a name in pipeline/recipes.py (digits, or smoke: everything at its smallest)
+  RECIPE             a name in pipeline/recipes.py (digits; photos: colour patches of three photographs;
+                     equilibria, claim, ours-digits, ours-photos: what the README's tables compare;
+                     smoke: everything at its smallest)
   --num_processes N  processes of the pair, training and sampling stages (default: one a GPU, else 1)
   --output_dir DIR   where everything goes (default: runs)
   --retrain_teacher  train the teacher anew instead of using the one that comes with the repository
