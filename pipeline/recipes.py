@@ -186,6 +186,8 @@ def _smoke(full: Recipe) -> Recipe:
         global_batch_size=16,
         checkpointing_steps=10,
         validation_steps=10,
+        feature_network=None,
+        real_images=None,
         log_steps=1,
     )
     vit = replace(get, output_dir=RUNS / "smoke-vit", model=ViTModel(depth=4))

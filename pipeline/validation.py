@@ -4,6 +4,7 @@ Next: evaluate.py, which measures a finished run beside its teacher.
 """
 
 import sys
+from functools import cached_property
 
 import torch
 from accelerate import Accelerator
@@ -56,7 +57,7 @@ class Validation:
         device: torch.device,
         skipped: Skipped | None,
     ) -> None:
-        """Read the first held-out shard and make the features of the real images.
+        """Make the features of the real images; the held-out shard is read when it is needed.
 
         Args:
             config: Of the training.
@@ -66,20 +67,35 @@ class Validation:
             skipped: Is told if the held-out shard is damaged; None stops then.
 
         Raises:
-            InputError: If that shard is damaged or the real images do not fit the pairs.
+            InputError: If the real images do not fit the pairs.
         """
-        self.seed, self.manifest = config.seed, manifest
-        self.held_out = _held_out(config, order, skipped)
+        self.config, self.manifest, self.order, self.skipped = config, manifest, order, skipped
         self.reference: Reference | None = None
         if config.feature_network is not None and config.real_images is not None:
             network, name = config.feature_network, config.real_images
             self.reference = Reference(network, name, manifest.image_shape, device)
+
+    @cached_property
+    def held_out(self) -> Shard | None:
+        """Return the first held-out shard; None if there is none or it is damaged and skipped."""
+        if not self.config.holdout_shards:
+            return None
+        try:
+            return read_shard(self.order.source, self.order.shards)
+        except DamagedShard as error:
+            if self.skipped is None:
+                raise
+            self.skipped(self.order.shards, str(error))
+        return None
 
     def measure(self, model: GET | ViT) -> dict[str, float]:
         """Return the mean absolute difference from the teacher's images of held-out noise, and FID.
 
         Both are of one held-out shard, so FID is higher than evaluate.py's, which takes more
         images; neither is there without held-out pairs.
+
+        Raises:
+            DamagedShard: If the held-out shard is damaged and may not be skipped.
         """
         if self.held_out is None:
             return {}
@@ -95,7 +111,7 @@ class Validation:
         m = self.manifest
         if m.image_shape[0] not in (1, 3):
             return None
-        noise, _ = draw(self.seed, range(GRID), m.image_shape)
+        noise, _ = draw(self.config.seed, range(GRID), m.image_shape)
         labels = torch.arange(GRID) % m.num_classes if m.num_classes else None
         made = self._generate(model, noise, labels)
         return grid(to_uint8(made), columns=10, scale=max(1, 64 // made.shape[-1]))
@@ -107,18 +123,5 @@ class Validation:
             part = noise[at : at + BATCH]
             chosen = None if labels is None else labels[at : at + BATCH]
             indices = range(at, at + len(part))
-            parts.append(generate(model, part, chosen, seed=self.seed, indices=indices))
+            parts.append(generate(model, part, chosen, seed=self.config.seed, indices=indices))
         return torch.cat(parts)
-
-
-def _held_out(config: TrainConfig, order: Order, skipped: Skipped | None) -> Shard | None:
-    """Return the first held-out shard; None if there is none or it is damaged and skipped."""
-    if not config.holdout_shards:
-        return None
-    try:
-        return read_shard(order.source, order.shards)
-    except DamagedShard as error:
-        if skipped is None:
-            raise
-        skipped(order.shards, str(error))
-    return None

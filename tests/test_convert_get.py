@@ -698,6 +698,7 @@ def fit(imported: Path, monkeypatch, capsys) -> Callable[..., Result]:
     flags = (
         "smoke", "--pairs", imported.with_name("pairs"), "--output_dir", imported.with_name("run"),
         "--streams", 4, "--global_batch_size", 4, "--max_train_steps", 2, *shape,
+        "--optimizer", "adamw",
     )  # fmt: skip
 
     def run(*arguments: object) -> Result:

@@ -201,6 +201,22 @@ def test_train_leaves_a_pipeline_its_settings_and_its_metrics(student, pairs, he
     assert "finished; nothing to do" in again.out
 
 
+def test_train_measures_a_small_fid_where_it_is_told_what_is_real(
+    pairs, other_pairs, tmp_path, here
+):
+    few = "--max_train_steps", 4, "--validation_steps", 2, "--checkpointing_steps", 4
+    real = "--feature_network", SHIPPED / "digits-features", "--real_images", "digits"
+    run = "train", "smoke", *few, *real, "--output_dir", tmp_path / "run", "--pairs"
+    assert here(*run, pairs).code == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    measured = [x["validation_fid"] for x in map(json.loads, lines) if "validation_fid" in x]
+    assert len(measured) == 2
+    assert all(fid > 0 for fid in measured)
+    refused = here(*run, other_pairs)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "expected images of (3, 16, 16) like those of the pairs" in refused.err
+
+
 def test_train_killed_and_interrupted_ends_with_the_same_bits(student, pairs, tmp_path):
     run = tmp_path / "run"
     command = module("train", "smoke", "--pairs", pairs, "--output_dir", run)
@@ -352,7 +368,7 @@ def refusals(tmp_path, pairs, student, pictures, other_pairs, other_teacher):
         (*train, new, "--unrolled_iterations", 0, "at least 1 for gradient unrolled, got 0"),
         (*train, new, "--train_batch_size", 3, "16 = train_batch_size x 1 processes"),
         (*train, student, "--learning_rate", 1, "got: learning_rate was"),
-        (*train, student, "--pairs", other_pairs, "data was"),
+        (*train, student, "--pairs", other_pairs, "data.teacher was"),
         (*train, pairs, "expected an empty folder or a run"),
         (*train, torn, "expected a readable checkpoint in"),
         (*sample, none, "expected a model (model_index.json)"),
