@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.teachers.pickle_machine import Dialect, Persistent, Refused, Symbol, load, tensor_in
+from data.teachers.edm.pickle_machine import Dialect, Persistent, Refused, Symbol, load, tensor_in
 from get.errors import InputError
 
 DTYPES = {

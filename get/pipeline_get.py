@@ -145,7 +145,7 @@ class GETPipeline(DiffusionPipeline):
         """Draw the start of the iteration after the noise, where the model wants a random one."""
         if model.z0 != "normal":
             return None
-        shape = (batch_size, (model.image_size // model.patch_size) ** 2, model.width)
+        shape = (batch_size, model.tokens, model.width)
         return randn_tensor(
             shape, generator=generator, device=self._execution_device, dtype=model.dtype
         )

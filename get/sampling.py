@@ -53,5 +53,4 @@ def random_start(
     """Return the start of the iteration of samples (seed, index); None if it is not random."""
     if model.z0 != "normal":
         return None
-    tokens = (model.image_size // model.patch_size) ** 2
-    return draw_start(seed, indices, (tokens, model.width)).to(model.device)
+    return draw_start(seed, indices, (model.tokens, model.width)).to(model.device)

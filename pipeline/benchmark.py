@@ -16,18 +16,17 @@ A claim of speed or memory is a ratio of two things measured in one run; each wr
 from collections.abc import Callable
 from typing import Any
 
-from pipeline import (
-    benchmark_memory,
-    benchmark_modes,
-    benchmark_pairs,
-    benchmark_reader,
-    benchmark_seeds,
-    benchmark_solvers,
-    benchmark_steps,
-    benchmark_train,
-    cli,
-)
-from pipeline.config_measure import (
+from pipeline import cli
+from pipeline.benchmarks import memory as benchmark_memory
+from pipeline.benchmarks import modes as benchmark_modes
+from pipeline.benchmarks import reader as benchmark_reader
+from pipeline.benchmarks import seeds as benchmark_seeds
+from pipeline.benchmarks import solvers as benchmark_solvers
+from pipeline.benchmarks import steps as benchmark_steps
+from pipeline.benchmarks import train as benchmark_train
+from pipeline.benchmarks import writer as benchmark_pairs
+from pipeline.recipes import BENCHMARKS
+from pipeline.recipes.settings_measure import (
     MemoryConfig,
     ModesConfig,
     ReaderConfig,
@@ -37,7 +36,6 @@ from pipeline.config_measure import (
     TrainBenchmarkConfig,
     WriterConfig,
 )
-from pipeline.recipes import BENCHMARKS
 
 MAINS: dict[type, Callable[[Any], None]] = {
     MemoryConfig: benchmark_memory.main,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from data.pairs import ImageFormat
-from pipeline.config import positive
+from pipeline.recipes.settings_make import positive
 
 
 @dataclass(frozen=True, kw_only=True)

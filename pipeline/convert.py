@@ -9,12 +9,12 @@ OUT is a new folder, or none: it appears once it is whole. Nothing in SOURCE is 
 
 import tyro
 
-from data.teachers.edm_checkpoint import load, save
+from data.files import new_folder
+from data.teachers.edm.checkpoint import load, save
 from get.errors import InputError
 from pipeline import cli
 from pipeline.config_convert import CheckpointConversion, EdmConversion, PairsConversion
 from pipeline.convert_get import convert_checkpoint, convert_pairs
-from pipeline.files import new_folder
 
 Conversion = EdmConversion | PairsConversion | CheckpointConversion
 CONVERSIONS: dict[str, Conversion] = {

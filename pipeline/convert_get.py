@@ -14,18 +14,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.files import new_folder, write_json
+from data.locuslab_pairs import PairFile, Pairs, find_files, in_sizes_of, read_pairs
 from data.pairs import Manifest, open_data_set
-from data.reference_pairs import PairFile, Pairs, find_files, in_sizes_of, read_pairs
 from data.torch_file import Namespace, StoredTensor, open_torch_file
 from data.writer import write_given
 from get.errors import InputError
 from get.models import GET, GET_SIZES, SIZES, VIT_SIZES, ViT, build
-from get.models.reference import build_from, rename
+from get.models.locuslab import build_from, rename
 from get.pipeline_get import GETPipeline
 from pipeline import cli
 from pipeline.config_convert import CheckpointConversion, PairsConversion
-from pipeline.files import new_folder, write_json
-from pipeline.state import ADAMW, fit, save_moments
+from pipeline.jobs.state import ADAMW, fit, save_moments
 
 # ---------------------------------------------------------------------- pairs
 

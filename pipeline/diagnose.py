@@ -11,17 +11,17 @@ import matplotlib as mpl
 import torch
 from torch import Tensor
 
+from data.files import new_file, write_json
 from get.equilibrium import Anderson, Broyden, Outcome, Picard, fixed_point, spectral_radius
 from get.errors import InputError
 from get.models import GET
 from get.noise import draw
 from get.sampling import random_start
 from pipeline import cli
-from pipeline.config_measure import DiagnoseConfig
-from pipeline.files import new_file, write_json
-from pipeline.provenance import provenance
+from pipeline.jobs.provenance import provenance
+from pipeline.jobs.students import load_student, weights_hash
 from pipeline.recipes import DIAGNOSES
-from pipeline.students import load_student, weights_hash
+from pipeline.recipes.settings_measure import DiagnoseConfig
 
 SOLVERS = {"picard": Picard(), "anderson": Anderson(), "broyden": Broyden()}
 

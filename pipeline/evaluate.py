@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from data.files import new_file, read_json, write_json
 from data.pairs import Manifest, count_shards, read_manifest
 from data.reader import Shard, as_floats, concatenate, read_shard
 from data.teachers import DiffusersTeacher, EdmTeacher, Execution, Sampler, open_teacher
@@ -20,15 +21,14 @@ from get.cost import count_macs, count_parameters, images_per_second
 from get.errors import InputError
 from get.images import from_uint8, grid, to_uint8
 from get.metrics import features_of, nearest_distance, score
+from get.metrics.features import Reference
 from get.models import GET, ViT
 from get.sampling import generate
 from pipeline import cli
-from pipeline.config_measure import EvaluateConfig
-from pipeline.files import new_file, read_json, write_json
-from pipeline.provenance import provenance
+from pipeline.jobs.provenance import provenance
+from pipeline.jobs.students import load_student, weights_hash
 from pipeline.recipes import EVALUATIONS
-from pipeline.reference import Reference
-from pipeline.students import load_student, weights_hash
+from pipeline.recipes.settings_measure import EvaluateConfig
 
 SHOWN = 3  # images a class in the picture
 

@@ -13,9 +13,9 @@ from data.pairs import read_record, record_path, tidy
 from data.teachers import Execution, Sampler
 from data.writer import PairSettings, open_pairs, write_shards
 from pipeline import cli
-from pipeline.config import PairsConfig
+from pipeline.jobs.share import share
 from pipeline.recipes import PAIRS
-from pipeline.tasks import share
+from pipeline.recipes.settings_make import PairsConfig
 
 
 def main(config: PairsConfig) -> None:

@@ -11,18 +11,16 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from data.files import new_file, read_json
 from get.errors import InputError
-from pipeline import (
-    benchmark_memory,
-    benchmark_modes,
-    benchmark_seeds,
-    benchmark_solvers,
-    benchmark_train,
-    cli,
-)
-from pipeline.config_measure import ReportConfig
-from pipeline.files import new_file, read_json
+from pipeline import cli
+from pipeline.benchmarks import memory as benchmark_memory
+from pipeline.benchmarks import modes as benchmark_modes
+from pipeline.benchmarks import seeds as benchmark_seeds
+from pipeline.benchmarks import solvers as benchmark_solvers
+from pipeline.benchmarks import train as benchmark_train
 from pipeline.recipes import REPORTS
+from pipeline.recipes.settings_measure import ReportConfig
 
 ORDER = ("teacher", "GET", "ViT")
 COLUMNS = (

@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from data.files import new_file, read_json, write_json
 from get.errors import InputError
 from get.images import from_pil, grid, to_pil, to_uint8
 from get.noise import draw
 from get.sampling import generate
 from pipeline import cli
-from pipeline.config import SampleConfig
-from pipeline.files import new_file, read_json, write_json
+from pipeline.jobs.students import load_pipeline, weights_hash
 from pipeline.recipes import SAMPLES
-from pipeline.students import load_pipeline, weights_hash
+from pipeline.recipes.settings_make import SampleConfig
 
 GRID = 100  # images of the grid at most
 

@@ -14,6 +14,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from data.files import new_file
 from data.pairs import count_shards, read_manifest
 from data.reader import Batch, Order, batches
 from data.store import open_store
@@ -23,18 +24,23 @@ from get.models import GET, ViT
 from get.noise import step_seed
 from get.pipeline_get import GETPipeline
 from pipeline import cli
-from pipeline.allocator import keep_freed_memory
-from pipeline.checkpoints import TrainState, latest
-from pipeline.config_train import TrainConfig
-from pipeline.dry_run import describe, summary
-from pipeline.files import new_file
-from pipeline.objective import build_student, check_batch, compile_blocks, training_module
-from pipeline.optimizers import build_optimizers
+from pipeline.jobs.checkpoints import TrainState, latest
+from pipeline.jobs.run import Run, finished
+from pipeline.jobs.state import start_from
+from pipeline.jobs.trackers import check_trackers, start_trackers, track_picture
+from pipeline.plan import describe, summary
 from pipeline.recipes import STUDENTS
-from pipeline.run import Run, finished
-from pipeline.state import start_from
-from pipeline.trackers import check_trackers, start_trackers, track_picture
-from pipeline.validation import Skipped, Validation
+from pipeline.recipes.settings_train import TrainConfig
+from pipeline.training.allocator import keep_freed_memory
+from pipeline.training.build import (
+    build_student,
+    check_batch,
+    compile_blocks,
+    order_of,
+    training_module,
+)
+from pipeline.training.optimizers import build_optimizers
+from pipeline.training.validation import Skipped, Validation
 
 JACOBIAN = 2**32  # streams of (seed, step) from here on belong to the Jacobian penalty
 
@@ -59,14 +65,8 @@ def main(config: TrainConfig) -> None:
         keep_freed_memory()
     store = open_store(config.pairs, config.pairs_cache)
     manifest = read_manifest(store)
-    order = Order(
-        source=store,
-        shards=count_shards(store) - config.holdout_shards,
-        pairs_per_shard=manifest.pairs_per_shard,
-        seed=config.seed,
-        streams=config.streams,
-        batch_size=config.global_batch_size,
-    )
+    shards = count_shards(store) - config.holdout_shards
+    order = order_of(config, store, shards, manifest.pairs_per_shard)
     torch.manual_seed(config.seed)
     student = build_student(config, manifest).to(accelerator.device)
     ema = EMA(student, config.ema_decay)
@@ -89,7 +89,9 @@ def main(config: TrainConfig) -> None:
         compile_blocks(student)
     module = accelerator.prepare(training_module(config, student))  # DDP where it is several
     skipped = Skipped() if config.skip_damaged_shards else None
-    validation = Validation(config, manifest, order, accelerator.device, skipped)
+    validation = None
+    if accelerator.is_main_process:
+        validation = Validation(config, manifest, order, accelerator.device, skipped)
     pipeline = GETPipeline(ema.model, load_vae(manifest.vae) if manifest.vae else None)
     pipeline.set_progress_bar_config(disable=True)
 
@@ -131,7 +133,7 @@ def main(config: TrainConfig) -> None:
             run.record(step, **mean(parts), grad_norm=norm)
             done = step + 1
             if done % config.validation_steps == 0 or done == config.max_train_steps:
-                if accelerator.is_main_process:
+                if validation is not None:
                     validate(run, validation, ema.model, step)
                 accelerator.wait_for_everyone()
                 if skipped is not None:
@@ -167,8 +169,7 @@ def random_start(
     device = accelerator.device
     each = order.streams // accelerator.num_processes
     first = each * accelerator.process_index
-    tokens = (student.image_size // student.patch_size) ** 2
-    shape = (order.batch_size // order.streams, tokens, student.width)
+    shape = (order.batch_size // order.streams, student.tokens, student.width)
     generators = (
         torch.Generator(device).manual_seed(step_seed(order.seed, step, 1 + first + i))
         for i in range(each)

@@ -12,18 +12,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from data.references import Labelled, real_images
+from data.real import Labelled, real_images
 from get.cost import count_parameters
 from get.ema import EMA
 from get.errors import InputError
 from get.models.classifier import Classifier
 from get.noise import step_seed
 from pipeline import cli
-from pipeline.card import write_card
-from pipeline.checkpoints import TrainState
-from pipeline.config import ClassifierConfig
+from pipeline.jobs.card import write_card
+from pipeline.jobs.checkpoints import TrainState
+from pipeline.jobs.run import Run
 from pipeline.recipes import CLASSIFIERS
-from pipeline.run import Run
+from pipeline.recipes.settings_make import ClassifierConfig
 
 NOISE = 0.1  # standard deviation of the noise added to training images
 

@@ -14,19 +14,19 @@ from diffusers.optimization import get_scheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from torch.nn.utils import clip_grad_norm_
 
-from data.references import Labelled, real_images
+from data.files import write_json
+from data.real import Labelled, real_images
 from data.teachers import DiffusersTeacher, Sampler, edm_loss
 from get.cost import count_parameters
 from get.ema import EMA
 from get.errors import InputError
 from get.noise import draw, step_seed
 from pipeline import cli
-from pipeline.card import check_card, write_card
-from pipeline.checkpoints import TrainState
-from pipeline.config import TeacherConfig
-from pipeline.files import write_json
+from pipeline.jobs.card import check_card, write_card
+from pipeline.jobs.checkpoints import TrainState
+from pipeline.jobs.run import Run
 from pipeline.recipes import TEACHERS
-from pipeline.run import Run
+from pipeline.recipes.settings_make import TeacherConfig
 
 
 def main(config: TeacherConfig) -> None:

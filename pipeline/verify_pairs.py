@@ -13,7 +13,7 @@ from data.teachers import Execution, Sampler, open_teacher
 from data.verify import compare_with_teacher, find_damage
 from get.errors import InputError
 from pipeline import cli
-from pipeline.config_measure import VerifyConfig
+from pipeline.recipes.settings_measure import VerifyConfig
 
 SHOWN = 20  # damaged shards that are named
 

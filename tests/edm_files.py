@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from data.teachers.edm_checkpoint import Denoiser
-from data.teachers.edm_layers import Block, Conv, FourierEmbedding, PositionalEmbedding
+from data.teachers.edm.checkpoint import Denoiser
+from data.teachers.edm.layers import Block, Conv, FourierEmbedding, PositionalEmbedding
 
 CLASS_NAMES: dict[type, str] = {
     Conv: "Conv2d",

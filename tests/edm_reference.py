@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.teachers.edm_networks import DhariwalConfig, SongConfig
+from data.teachers.edm.networks import DhariwalConfig, SongConfig
 
 State = dict[str, Tensor]
 

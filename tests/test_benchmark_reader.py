@@ -10,9 +10,9 @@ import torch
 from data.pairs import tar_path
 from data.reader import as_floats, read_shard
 from get.errors import InputError
-from pipeline import benchmark_reader
-from pipeline.benchmark_reader import ENCODINGS, read_ours, read_webdataset, write
-from pipeline.config_measure import ReaderConfig
+from pipeline.benchmarks import reader as benchmark_reader
+from pipeline.benchmarks.reader import ENCODINGS, read_ours, read_webdataset, write
+from pipeline.recipes.settings_measure import ReaderConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's
 

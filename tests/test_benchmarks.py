@@ -6,24 +6,22 @@ from dataclasses import replace
 import pytest
 import torch
 
+from data.files import write_json
 from get import GETPipeline
-from pipeline import (
-    benchmark_memory,
-    benchmark_modes,
-    benchmark_pairs,
-    benchmark_solvers,
-    benchmark_train,
-)
-from pipeline.config_measure import (
+from pipeline.benchmarks import memory as benchmark_memory
+from pipeline.benchmarks import modes as benchmark_modes
+from pipeline.benchmarks import solvers as benchmark_solvers
+from pipeline.benchmarks import train as benchmark_train
+from pipeline.benchmarks import writer as benchmark_pairs
+from pipeline.make_pairs import main as make_pairs
+from pipeline.recipes import PAIRS, RECIPES, STUDENTS
+from pipeline.recipes.settings_measure import (
     MemoryConfig,
     ModesConfig,
     SolversConfig,
     TrainBenchmarkConfig,
     WriterConfig,
 )
-from pipeline.files import write_json
-from pipeline.make_pairs import main as make_pairs
-from pipeline.recipes import PAIRS, RECIPES, STUDENTS
 
 from .problems import tiny_get
 

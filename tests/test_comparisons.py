@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.files import write_json
 from get.errors import InputError
-from pipeline import benchmark_seeds, benchmark_steps, recipe_table, recipes, report
-from pipeline.config_measure import SeedsConfig, StepsConfig
-from pipeline.config_train import GETModel, TrainConfig
-from pipeline.files import write_json
+from pipeline import recipes, report
+from pipeline.benchmarks import seeds as benchmark_seeds
+from pipeline.benchmarks import steps as benchmark_steps
 from pipeline.recipes import COMPARISONS, RECIPES
+from pipeline.recipes import __main__ as recipe_table
+from pipeline.recipes.settings_measure import SeedsConfig, StepsConfig
+from pipeline.recipes.settings_train import GETModel, TrainConfig
 
 MEASURED = Path(__file__).parents[1] / "docs" / "measurements" / "benchmarks" / "steps.json"
 GET, *VITS = COMPARISONS["claim"]

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from get.errors import InputError
-from pipeline.config_train import TrainConfig
-from pipeline.objective import compile_blocks
+from pipeline.recipes.settings_train import TrainConfig
+from pipeline.training.build import compile_blocks
 
 from .problems import tiny_get, tiny_vit
 
@@ -15,7 +15,7 @@ from .problems import tiny_get, tiny_vit
 STEP = """
 import sys, torch
 from get.losses import IterateLoss
-from pipeline.objective import compile_blocks
+from pipeline.training.build import compile_blocks
 from tests.problems import normal, tiny_get
 
 students, target, found = (tiny_get(), tiny_get()), normal(4, seed=2), []

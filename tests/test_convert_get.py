@@ -26,13 +26,13 @@ from get.ema import EMA
 from get.errors import InputError
 from get.losses import IterateLoss, geometric_weights
 from get.models import GET, SIZES, ViT, build
-from get.models.reference import from_reference
+from get.models.locuslab import from_reference
 from get.pipeline_get import GETPipeline
 from pipeline import cli, convert_get
 from pipeline.convert import CONVERSIONS, main
+from pipeline.jobs.state import start_from
+from pipeline.jobs.students import load_pipeline
 from pipeline.recipes import STUDENTS
-from pipeline.state import start_from
-from pipeline.students import load_pipeline
 from pipeline.train import main as train
 
 from .edm_files import Call

@@ -52,7 +52,7 @@ from data.teachers import (
     load_vae,
     open_teacher,
 )
-from data.teachers.solvers import FAMILIES, choose_solver
+from data.teachers.ode import FAMILIES, choose_solver
 from data.writer import describe
 from get import GETPipeline
 from get.errors import InputError

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from data.digits import digits
-from data.labelled import Split
+from data.real import Split
+from data.real.digits import digits
 
 GOLDEN = {
     "training": "8acaabc6ec2dff668ee273dccbcdaf7bfc6e7cf786951d3ec6c4420d9087e585",

@@ -12,18 +12,18 @@ import torch
 from data.pairs import open_data_set, record_path
 from data.writer import describe as manifest_of
 from data.writer import write_given, write_shard
-from get.cost import LiveBytes, count_macs
+from get.cost import LiveBytes, Macs, count_macs
 from get.ema import EMA
 from get.errors import InputError
 from get.losses import IterateLoss
 from get.noise import draw
 from pipeline import cli, train
-from pipeline.config_train import GETModel, TrainConfig, ViTModel
-from pipeline.dry_run import Found, continuing, describe, pair_bytes, planned
-from pipeline.objective import build_student, training_module
-from pipeline.optimizers import build_optimizers
+from pipeline.plan import Found, continuing, describe, pair_bytes, planned
 from pipeline.recipes import STUDENTS
-from pipeline.step_cost import Macs, image_macs, step_cost
+from pipeline.recipes.settings_train import GETModel, TrainConfig, ViTModel
+from pipeline.training.build import build_student, training_module
+from pipeline.training.optimizers import build_optimizers
+from pipeline.training.step_cost import image_macs, step_cost
 
 from .problems import Softsign
 

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.teachers.edm_checkpoint import Denoiser, EdmTeacher, build, load, save
-from data.teachers.edm_networks import DhariwalConfig, SongConfig
-from data.teachers.edm_pickle import Checkpoint, read_pickle
-from data.teachers.edm_precond import EdmPrecond, Precond, VePrecond, VpPrecond
-from data.teachers.sampler import Sampler
+from data.teachers.edm.checkpoint import Denoiser, EdmTeacher, build, load, save
+from data.teachers.edm.networks import DhariwalConfig, SongConfig
+from data.teachers.edm.pickle_reader import Checkpoint, read_pickle
+from data.teachers.edm.precond import EdmPrecond, Precond, VePrecond, VpPrecond
+from data.teachers.settings import Sampler
 from get.errors import InputError
 from get.noise import draw
 from pipeline import cli

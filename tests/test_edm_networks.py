@@ -13,12 +13,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from data.teachers.edm_checkpoint import Denoiser, EdmTeacher, build, save
-from data.teachers.edm_layers import FourierEmbedding
-from data.teachers.edm_networks import DhariwalConfig, DhariwalUNet, SongConfig, SongUNet
-from data.teachers.edm_pickle import Checkpoint
-from data.teachers.edm_precond import EdmPrecond, VePrecond, VpPrecond
-from data.teachers.sampler import Sampler
+from data.teachers.edm.checkpoint import Denoiser, EdmTeacher, build, save
+from data.teachers.edm.layers import FourierEmbedding
+from data.teachers.edm.networks import DhariwalConfig, DhariwalUNet, SongConfig, SongUNet
+from data.teachers.edm.pickle_reader import Checkpoint
+from data.teachers.edm.precond import EdmPrecond, VePrecond, VpPrecond
+from data.teachers.settings import Sampler
 from get.errors import InputError
 
 from .edm_reference import Reference

@@ -15,10 +15,10 @@ import torch
 
 from data.pairs import Manifest
 from pipeline import report
-from pipeline.config_measure import ReportConfig
-from pipeline.config_train import TrainConfig
-from pipeline.objective import build_student
 from pipeline.recipes import STUDENTS
+from pipeline.recipes.settings_measure import ReportConfig
+from pipeline.recipes.settings_train import TrainConfig
+from pipeline.training.build import build_student
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("get", "data", "pipeline")

@@ -5,8 +5,8 @@ import torch
 
 from get.errors import InputError
 from get.muon import Muon, orthogonal
-from pipeline.config_train import TrainConfig
-from pipeline.optimizers import build_optimizers
+from pipeline.recipes.settings_train import TrainConfig
+from pipeline.training.optimizers import build_optimizers
 
 from .problems import tiny_get
 

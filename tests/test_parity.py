@@ -16,7 +16,7 @@ from get.equilibrium import Gradient, Implicit, Outcome, Unrolled, fixed_point
 from get.errors import InputError
 from get.losses import IterateLoss, geometric_weights
 from get.models import GET, ViT
-from get.models.reference import from_reference, rename
+from get.models.locuslab import from_reference, rename
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.labelled import Split
-from data.photos import CELL, SIZE, patches, photos, shrink
+from data.real import Split
+from data.real.photos import CELL, SIZE, patches, photos, shrink
 from data.teachers import SHIPPED, DiffusersTeacher, Sampler
 from get.images import to_uint8
 from get.models.classifier import Classifier

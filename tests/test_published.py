@@ -12,11 +12,13 @@ import torch
 from data.teachers import Sampler
 from get.cost import count_parameters
 from get.noise import draw
-from pipeline import published, recipe_table, recipes
-from pipeline.config_train import GETModel, TrainConfig
-from pipeline.dry_run import planned
+from pipeline import recipes
 from pipeline.make_pairs import pair_settings
-from pipeline.objective import build_student
+from pipeline.plan import planned
+from pipeline.recipes import __main__ as recipe_table
+from pipeline.recipes import published
+from pipeline.recipes.settings_train import GETModel, TrainConfig
+from pipeline.training.build import build_student
 
 COUNTS = {  # of get_paper.md, in units of the last digit printed there
     "cifar10-get-t": 8.6,

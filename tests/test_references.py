@@ -6,10 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.digits import digits
-from data.labelled import Split
-from data.photos import photos
-from data.references import real_images
+from data.real import Split, real_images
+from data.real.digits import digits
+from data.real.photos import photos
 from get.errors import InputError
 
 

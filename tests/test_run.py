@@ -16,17 +16,17 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from data.files import new_file, new_folder, read_json, write_json
 from get.errors import InputError
 from get.noise import step_seed
-from pipeline.checkpoints import TrainState, latest
 from pipeline.cli import Failed
-from pipeline.config import PairsConfig, SampleConfig, TrainingConfig
-from pipeline.config_measure import EvaluateConfig
-from pipeline.config_train import TrainConfig
-from pipeline.files import new_file, new_folder, read_json, write_json
-from pipeline.objective import check_batch
-from pipeline.run import Run, finished
+from pipeline.jobs.checkpoints import TrainState, latest
+from pipeline.jobs.run import Run, finished
+from pipeline.recipes.settings_make import PairsConfig, SampleConfig, TrainingConfig
+from pipeline.recipes.settings_measure import EvaluateConfig
+from pipeline.recipes.settings_train import TrainConfig
 from pipeline.train import jacobian_weight
+from pipeline.training.build import check_batch
 
 
 def config(folder: Path, **changes) -> TrainingConfig:

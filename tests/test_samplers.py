@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.samplers import heun, karras_sigmas
+from data.teachers.heun import heun, karras_sigmas
 
 S, LOW, HIGH = 0.75, 0.002, 80.0  # standard deviation of the data, lowest and highest sigma
 

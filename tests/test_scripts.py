@@ -27,7 +27,7 @@ from get import GETPipeline
 from get.images import from_pil, to_pil, to_uint8
 from get.noise import draw
 from pipeline import cli, recipes
-from pipeline.card import check_card
+from pipeline.jobs.card import check_card
 
 from .problems import tiny_get
 

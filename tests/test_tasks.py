@@ -1,7 +1,7 @@
 import pytest
 
 from get.errors import InputError
-from pipeline.tasks import share
+from pipeline.jobs.share import share
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "10"}
 SRUN = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data.teachers import SHIPPED, DiffusersTeacher, Sampler, edm_loss
-from data.teachers.edm import edm_denoise
+from data.teachers.edm.precondition import edm_denoise
 from get.errors import InputError
 from get.models.classifier import Classifier
 from get.noise import draw

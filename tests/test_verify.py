@@ -14,7 +14,7 @@ from data.teachers import SHIPPED, Sampler
 from data.verify import find_damage
 from data.writer import PairSettings, describe, generate_shard, write_shards
 from pipeline import cli, verify_pairs
-from pipeline.config_measure import VerifyConfig
+from pipeline.recipes.settings_measure import VerifyConfig
 
 from .problems import Softsign
 

@@ -10,11 +10,11 @@ import torch
 
 from data.teachers.diffusers_folder import DiffusersTeacher as DiffusersTeacher
 from data.teachers.diffusers_folder import load_vae as load_vae
-from data.teachers.edm import edm_loss as edm_loss
-from data.teachers.edm_checkpoint import EdmTeacher as EdmTeacher
-from data.teachers.sampler import Execution as Execution
-from data.teachers.sampler import Sampler as Sampler
-from data.teachers.sampler import SamplerName as SamplerName
+from data.teachers.edm.checkpoint import EdmTeacher as EdmTeacher
+from data.teachers.edm.precondition import edm_loss as edm_loss
+from data.teachers.settings import Execution as Execution
+from data.teachers.settings import Sampler as Sampler
+from data.teachers.settings import SamplerName as SamplerName
 from data.teachers.teacher import Recorded as Recorded
 from data.teachers.teacher import Teacher as Teacher
 from get.errors import InputError

@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.teachers.hub import fetch
-from data.teachers.sampler import Execution, Sampler
-from data.teachers.solvers import Scheduled, choose_solver
+from data.teachers.ode import Scheduled, choose_solver
+from data.teachers.settings import Execution, Sampler
 from get.errors import InputError
 
 Model = TypeVar("Model", bound=ModelMixin)

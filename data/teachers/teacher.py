@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from data.teachers.sampler import Execution, Sampler
+from data.teachers.settings import Execution, Sampler
 
 
 @runtime_checkable  # the tests check annotations

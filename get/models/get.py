@@ -149,6 +149,11 @@ class GET(ModelMixin, ConfigMixin):
         self.decode = Decode(width, patch_size, channels)
         initialise(self)
 
+    @property
+    def tokens(self) -> int:
+        """Return the number of tokens of an image: states are (batch, tokens, width)."""
+        return (self.image_size // self.patch_size) ** 2
+
     def forward(
         self,
         noise: Float[Tensor, "batch channels side side"],

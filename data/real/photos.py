@@ -1,0 +1,65 @@
+"""The second embedded real data set: 16x16 RGB patches of the photographs in scikit-image's wheel.
+
+Class 0 is `astronaut` (Eileen Collins; NASA, public domain), class 1 `chelsea` (a cat; Stefan van
+der Walt, CC0), class 2 `coffee` (a cup; Rachel Michetti, CC0), as skimage.data says of each.
+Colour, texture and no common background are what the digits lack, and nothing is downloaded.
+
+A patch of a photograph as it is would be bare texture, so each is shrunk by an integer factor to
+between 133 and 170 rows: much the same area, hence classes of 30 to 40% in either part. A fifth
+of its square cells, a knight's move apart, is held out. A patch lies wholly in held-out cells or
+wholly in the others, so no pixel is in both parts: 2,995 for training, 410 held out.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from data.real import Labelled, Split
+from get.images import from_uint8
+
+SIZE = 16  # side of a patch
+STRIDE = 4  # pixels between neighbouring patches
+CELL = 32  # side of a cell
+FACTORS = (3, 2, 3)  # how much each photograph is shrunk
+
+
+def photos(split: Split) -> Labelled:
+    """Return one part of the split: float32 images in [-1, 1] and int64 labels.
+
+    Only integers until the end: no library release changes them.
+    """
+    from skimage.data import astronaut, chelsea, coffee
+
+    parts = [
+        patches(shrink(photograph(), factor), split)
+        for photograph, factor in zip((astronaut, chelsea, coffee), FACTORS, strict=True)
+    ]
+    labels = [torch.full((len(part),), label) for label, part in enumerate(parts)]
+    return Labelled(from_uint8(torch.from_numpy(np.concatenate(parts))), torch.cat(labels))
+
+
+def shrink(
+    pixels: UInt8[np.ndarray, "height width 3"], factor: int
+) -> UInt8[np.ndarray, "less_high less_wide 3"]:
+    """Return the rounded means of squares of factor x factor pixels; what is left over is cut."""
+    height, width = (side // factor for side in pixels.shape[:2])
+    squares = pixels[: height * factor, : width * factor].astype(np.int64)
+    sums = squares.reshape(height, factor, width, factor, 3).sum((1, 3))
+    return ((sums + factor**2 // 2) // factor**2).astype(np.uint8)
+
+
+def patches(
+    pixels: UInt8[np.ndarray, "height width 3"], split: Split
+) -> UInt8[np.ndarray, "patch 3 size size"]:
+    """Return the patches of a photograph that lie wholly in one part, row by row."""
+    height, width = pixels.shape[:2]
+    row, column = np.ogrid[:height, :width]
+    held_out = (2 * (row // CELL) + column // CELL) % 5 == 0
+    inside = held_out if split == "held_out" else ~held_out
+    found = [
+        pixels[top : top + SIZE, left : left + SIZE].transpose(2, 0, 1)
+        for top in range(0, height - SIZE + 1, STRIDE)
+        for left in range(0, width - SIZE + 1, STRIDE)
+        if inside[top : top + SIZE, left : left + SIZE].all()
+    ]
+    return np.stack(found)

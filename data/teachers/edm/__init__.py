@@ -1,0 +1,1 @@
+"""Checkpoints of NVlabs EDM, read without executing anything in them, and their networks."""

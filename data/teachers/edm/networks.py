@@ -1,0 +1,315 @@
+"""The raw networks F of EDM: SongUNet (DDPM++ and NCSN++) and DhariwalUNet (ADM).
+
+Modules are named as in NVlabs' checkpoints, so their state dicts load as they are. Layers are in
+edm_layers.py; edm_checkpoint.py puts the preconditioning around a network.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from data.teachers.edm.layers import (
+    Block,
+    BlockStyle,
+    Conv,
+    FourierEmbedding,
+    PositionalEmbedding,
+    group_norm,
+)
+from get.errors import InputError
+
+LIMITS = {  # lowest and highest value, so that a damaged file asks for nothing enormous
+    "img_resolution": (1, 4096),
+    "img_channels": (1, 64),
+    "label_dim": (0, 2**20),
+    "augment_dim": (0, 1024),
+    "model_channels": (4, 2**14),
+    "channel_mult": (1, 64),
+    "channel_mult_emb": (1, 64),
+    "channel_mult_noise": (1, 64),
+    "num_blocks": (1, 64),
+    "attn_resolutions": (0, 4096),
+    "resample_filter": (1, 1024),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """What both networks are made from, under the names and with the defaults of EDM's code.
+
+    Attributes:
+        img_resolution: Height and width of the images.
+        img_channels: Their channels.
+        label_dim: Classes; 0 is unconditional.
+        augment_dim: Width of the augmentation labels; 0 is none.
+        model_channels: Width that the multipliers multiply.
+        channel_mult: Width of each level.
+        channel_mult_emb: Width of the embedding.
+        num_blocks: Residual blocks a level.
+        attn_resolutions: Resolutions with self-attention.
+        dropout: Of training; not used here.
+        label_dropout: Of training; not used here.
+    """
+
+    img_resolution: int
+    img_channels: int
+    label_dim: int = 0
+    augment_dim: int = 0
+    model_channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
+    channel_mult_emb: int = 4
+    num_blocks: int = 4
+    attn_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.10
+    label_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no network of this kind has."""
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name, low)
+            for number in value if isinstance(value, tuple) else (value,):
+                if not low <= number <= high:
+                    raise InputError(f"expected {name} from {low} to {high}, got {number}")
+        coarsest = 2 ** (len(self.channel_mult) - 1)
+        if not 1 <= len(self.channel_mult) <= 12 or self.img_resolution % coarsest:
+            raise InputError(
+                f"expected 1 to 12 levels that halve img_resolution {self.img_resolution} evenly, "
+                f"got channel_mult of {len(self.channel_mult)}"
+            )
+        if self.model_channels % 4:
+            raise InputError(f"expected model_channels in fours, got {self.model_channels}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SongConfig(UNetConfig):
+    """A SongUNet: DDPM++ by default, NCSN++ with fourier, residual and [1, 3, 3, 1].
+
+    Attributes:
+        embedding_type: How the noise level enters.
+        channel_mult_noise: Width of that embedding.
+        encoder_type: "residual" feeds the scaled image into every level of the encoder.
+        decoder_type: "standard" alone is in any released checkpoint.
+        resample_filter: One-dimensional filter of up- and downsampling.
+    """
+
+    embedding_type: Literal["positional", "fourier"] = "positional"
+    channel_mult_noise: int = 1
+    encoder_type: Literal["standard", "residual"] = "standard"
+    decoder_type: Literal["standard"] = "standard"
+    resample_filter: tuple[int, ...] = (1, 1)
+
+    def __post_init__(self) -> None:
+        """Refuse a filter that does not halve the resolution."""
+        super().__post_init__()
+        if len(self.resample_filter) not in (2, 4, 6, 8):
+            raise InputError(
+                f"expected a resample_filter of even length, got {self.resample_filter}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DhariwalConfig(UNetConfig):
+    """A DhariwalUNet, by default that of ImageNet-64."""
+
+    model_channels: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    num_blocks: int = 3
+    attn_resolutions: tuple[int, ...] = (32, 16, 8)
+
+
+def _encoder(
+    c: UNetConfig, style: BlockStyle, first: int, residual: bool
+) -> tuple[nn.ModuleDict, list[int]]:
+    """Return the encoder's entries in order and the widths that it stacks for the decoder."""
+    enc, widths, side = nn.ModuleDict(), [first], c.img_channels
+    emb = c.channel_mult_emb * c.model_channels
+    for level, factor in enumerate(c.channel_mult):
+        r, width = c.img_resolution >> level, widths[-1]
+        name = f"{r}x{r}"
+        if level == 0:
+            enc[f"{name}_conv"] = Conv(c.img_channels, first, 3)
+        else:
+            enc[f"{name}_down"] = Block(width, width, emb, style, resample="down")
+            widths.append(width)
+            if residual:
+                enc[f"{name}_aux_residual"] = Conv(
+                    side,
+                    width,
+                    3,
+                    resample="down",
+                    resample_filter=style.resample_filter,
+                    fused_resample=True,
+                )
+                side = width
+        for i in range(c.num_blocks):
+            wanted, attention = factor * c.model_channels, r in c.attn_resolutions
+            enc[f"{name}_block{i}"] = Block(widths[-1], wanted, emb, style, attention=attention)
+            widths.append(wanted)
+    return enc, widths
+
+
+def _decoder(
+    c: UNetConfig, style: BlockStyle, widths: list[int], attention_in_all: bool
+) -> tuple[nn.ModuleDict, int]:
+    """Return the decoder's entries in order and its last width; `widths` is used up."""
+    dec, width = nn.ModuleDict(), widths[-1]
+    emb = c.channel_mult_emb * c.model_channels
+    for level, factor in reversed(list(enumerate(c.channel_mult))):
+        r = c.img_resolution >> level
+        name = f"{r}x{r}"
+        if level == len(c.channel_mult) - 1:
+            dec[f"{name}_in0"] = Block(width, width, emb, style, attention=True)
+            dec[f"{name}_in1"] = Block(width, width, emb, style)
+        else:
+            dec[f"{name}_up"] = Block(width, width, emb, style, resample="up")
+        for i in range(c.num_blocks + 1):
+            here = attention_in_all or i == c.num_blocks
+            attention = here and r in c.attn_resolutions
+            wanted = factor * c.model_channels
+            dec[f"{name}_block{i}"] = Block(
+                width + widths.pop(), wanted, emb, style, attention=attention
+            )
+            width = wanted
+    return dec, width
+
+
+def _decode(dec: nn.ModuleDict, x: Tensor, emb: Tensor, stack: list[Tensor]) -> Tensor:
+    for name, block in dec.items():
+        if "_aux_" not in name:
+            x = block(torch.cat([x, stack.pop()], dim=1) if "_block" in name else x, emb)
+    return x
+
+
+class SongUNet(nn.Module):
+    """DDPM++ and NCSN++ of Song et al. (arXiv:2011.13456) as EDM uses them."""
+
+    def __init__(self, config: SongConfig) -> None:
+        """Make the network, its parameters zero."""
+        super().__init__()
+        c = self.config = config
+        style = BlockStyle(
+            adaptive_scale=False,
+            skip_scale=math.sqrt(0.5),
+            eps=1e-6,
+            resample_proj=True,
+            channels_per_head=None,
+            resample_filter=c.resample_filter,
+        )
+        noise = c.channel_mult_noise * c.model_channels
+        emb = c.channel_mult_emb * c.model_channels
+        if c.embedding_type == "fourier":
+            self.map_noise = FourierEmbedding(noise)
+        else:
+            self.map_noise = PositionalEmbedding(noise, endpoint=True)
+        self.map_label = nn.Linear(c.label_dim, noise) if c.label_dim else None
+        self.map_augment = nn.Linear(c.augment_dim, noise, bias=False) if c.augment_dim else None
+        self.map_layer0 = nn.Linear(noise, emb)
+        self.map_layer1 = nn.Linear(emb, emb)
+        self.enc, widths = _encoder(c, style, c.model_channels, c.encoder_type == "residual")
+        self.dec, width = _decoder(c, style, widths, attention_in_all=False)
+        last = f"{c.img_resolution}x{c.img_resolution}"
+        self.dec[f"{last}_aux_norm"] = group_norm(width, style.eps)
+        self.dec[f"{last}_aux_conv"] = Conv(width, c.img_channels, 3)
+
+    def embed(
+        self,
+        c_noise: Float[Tensor, " levels"],
+        labels: Float[Tensor, "batch classes"] | None,
+        augment_labels: Float[Tensor, "batch augment_dim"] | None = None,
+    ) -> Float[Tensor, "batch_or_1 emb_channels"]:
+        """Return the embedding of noise levels, one-hot classes and augmentation."""
+        cosines, sines = self.map_noise(c_noise).chunk(2, dim=1)
+        emb = torch.cat([sines, cosines], dim=1)
+        if self.map_label is not None and labels is not None:
+            emb = emb + self.map_label(labels * math.sqrt(labels.shape[1]))
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        c_noise: Float[Tensor, " levels"],
+        labels: Float[Tensor, "batch classes"] | None,
+        augment_labels: Float[Tensor, "batch augment_dim"] | None = None,
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return F(x).
+
+        Args:
+            x: Scaled noisy images.
+            c_noise: Noise condition, one for all or one a sample.
+            labels: One-hot classes.
+            augment_labels: What augmentation was applied; None is none.
+        """
+        emb, side, stack = self.embed(c_noise, labels, augment_labels), x, []
+        for name, layer in self.enc.items():
+            if name.endswith("_aux_residual"):
+                x = side = stack[-1] = (x + layer(side)) / math.sqrt(2)
+            else:
+                x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+                stack.append(x)
+        x = _decode(self.dec, x, emb, stack)
+        last = f"{self.config.img_resolution}x{self.config.img_resolution}"
+        return self.dec[f"{last}_aux_conv"](F.silu(self.dec[f"{last}_aux_norm"](x)))
+
+
+class DhariwalUNet(nn.Module):
+    """ADM of Dhariwal and Nichol (arXiv:2105.05233) as EDM uses it."""
+
+    def __init__(self, config: DhariwalConfig) -> None:
+        """Make the network, its parameters zero."""
+        super().__init__()
+        c = self.config = config
+        style = BlockStyle(
+            adaptive_scale=True,
+            skip_scale=1.0,
+            eps=1e-5,
+            resample_proj=False,
+            channels_per_head=64,
+            resample_filter=(1, 1),
+        )
+        noise, emb = c.model_channels, c.channel_mult_emb * c.model_channels
+        self.map_noise = PositionalEmbedding(noise, endpoint=False)
+        self.map_augment = nn.Linear(c.augment_dim, noise, bias=False) if c.augment_dim else None
+        self.map_layer0 = nn.Linear(noise, emb)
+        self.map_layer1 = nn.Linear(emb, emb)
+        self.map_label = nn.Linear(c.label_dim, emb, bias=False) if c.label_dim else None
+        self.enc, widths = _encoder(c, style, noise * c.channel_mult[0], residual=False)
+        self.dec, width = _decoder(c, style, widths, attention_in_all=True)
+        self.out_norm = group_norm(width, style.eps)
+        self.out_conv = Conv(width, c.img_channels, 3)
+
+    def embed(
+        self,
+        c_noise: Float[Tensor, " levels"],
+        labels: Float[Tensor, "batch classes"] | None,
+        augment_labels: Float[Tensor, "batch augment_dim"] | None = None,
+    ) -> Float[Tensor, "batch_or_1 emb_channels"]:
+        """Return the embedding of noise levels, one-hot classes and augmentation."""
+        emb = self.map_noise(c_noise)
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
+        if self.map_label is not None and labels is not None:
+            emb = emb + self.map_label(labels)
+        return F.silu(emb)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        c_noise: Float[Tensor, " levels"],
+        labels: Float[Tensor, "batch classes"] | None,
+        augment_labels: Float[Tensor, "batch augment_dim"] | None = None,
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return F(x); for the arguments see `SongUNet.forward`."""
+        emb, stack = self.embed(c_noise, labels, augment_labels), []
+        for layer in self.enc.values():
+            x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+            stack.append(x)
+        x = _decode(self.dec, x, emb, stack)
+        return self.out_conv(F.silu(self.out_norm(x)))

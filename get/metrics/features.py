@@ -1,0 +1,62 @@
+"""The real images that generated ones are compared with, and their features, made once."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.real import real_images
+from get.errors import InputError
+from get.metrics import features_of
+from get.models.classifier import Classifier
+
+
+class Reference:
+    """The real images and their features, made once for all models."""
+
+    def __init__(
+        self,
+        feature_network: Path,
+        name: str,
+        image_shape: tuple[int, int, int],
+        device: torch.device,
+        batch_size: int = 256,
+    ) -> None:
+        """Load the feature network and run it over the real images.
+
+        Args:
+            feature_network: Folder of a classifier (train_classifier.py).
+            name: Of the real images, as in `real_images`.
+            image_shape: Of the images that will be compared.
+            device: Where the network runs.
+            batch_size: Images at once.
+
+        Raises:
+            InputError: If either cannot be read or is made for images of another shape.
+        """
+        try:
+            network = Classifier.from_pretrained(feature_network, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"expected a feature network in {feature_network}, got "
+                f"{type(error).__name__}; make one with pipeline/train_classifier.py"
+            ) from error
+        network.to(device)  # pyrefly: ignore[bad-argument-type]  diffusers wraps it
+        self.network, self.batch_size = network.eval(), batch_size
+        self.images = {split: real_images(name, split).images for split in ("training", "held_out")}
+        c = network.config
+        for source, shape in (
+            (feature_network, (c["channels"], c["image_size"], c["image_size"])),
+            (name, tuple(self.images["training"].shape[1:])),
+        ):
+            if shape != image_shape:
+                raise InputError(
+                    f"expected images of {image_shape} like those of the pairs in {source}, "
+                    f"got {shape}; name others with --feature_network and --real_images"
+                )
+        self.features = {split: self.features_of(x) for split, x in self.images.items()}
+
+    def features_of(self, images: Tensor) -> Tensor:
+        """Return float64 features of images in [-1, 1]."""
+        device = self.network.device
+        return features_of(lambda x: self.network.features(x.to(device)), images, self.batch_size)

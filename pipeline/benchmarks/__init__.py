@@ -1,0 +1,1 @@
+"""What `python -m pipeline.benchmark NAME` measures, a file each."""

@@ -1,0 +1,136 @@
+"""Checkpoints of a run: complete under their name, or not there at all.
+
+    checkpoints/checkpoint-<step>/   the result so far, loadable as it is
+      state/                         for going on: weights, their average, the optimisers' moments
+                                     (state.py), and state.json: steps, seconds, processes
+
+The learning rate is a function of the settings and the step, as is everything random, so neither
+schedules nor random states are kept. See run.py for the rest of a run folder.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from data.files import new_folder, write_json
+from get.errors import InputError
+from pipeline.jobs.state import load_moments, save_moments
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything a training step changes.
+
+    Attributes:
+        modules: Raw and averaged weights, by the name of their file.
+        optimizers: By the name of the file of their moments.
+        schedulers: One an optimiser.
+    """
+
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, Optimizer]
+    schedulers: tuple[LambdaLR, ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: Optimiser steps done.
+        seconds: Spent in them, over all processes that worked on the run one after another.
+        processes: That did the last of them.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    processes: int | None = None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first; torn ones have another name."""
+    found = [p for p in run.glob("checkpoints/checkpoint-*") if p.name[11:].isdigit()]
+    return sorted(found, key=lambda p: int(p.name[11:]))
+
+
+def latest(run: Path) -> Path | None:
+    """Return the newest complete checkpoint of a run, or None."""
+    found = checkpoints(run)
+    return found[-1] if found else None
+
+
+def save_checkpoint(
+    run: Path,
+    state: TrainState,
+    progress: Progress,
+    save_result: Callable[[Path], object],
+    limit: int,
+) -> None:
+    """Write a checkpoint; once it is whole, delete all but the newest `limit`.
+
+    Raises:
+        OSError: If it cannot be written; those before it are left as they were.
+    """
+    try:
+        with new_folder(run / "checkpoints" / f"checkpoint-{progress.step}") as checkpoint:
+            save_result(checkpoint)
+            folder = checkpoint / "state"
+            folder.mkdir()
+            for name, module in state.modules.items():
+                save_file(module.state_dict(), folder / f"{name}.safetensors")
+            for name, optimizer in state.optimizers.items():
+                save_moments(folder / f"{name}.safetensors", optimizer.state_dict()["state"])
+            write_json(folder / "state.json", vars(progress))
+    except SafetensorError as error:  # so it reports a full disk: "... (os error 28)"
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(run / "checkpoints")) from error
+    prune(run, limit)
+
+
+def prune(run: Path, limit: int) -> None:
+    """Delete all but the newest `limit` checkpoints, and what killed jobs left of others."""
+    for torn in run.glob("checkpoints/.checkpoint-*.tmp"):
+        shutil.rmtree(torn)
+    for old in checkpoints(run)[:-limit]:
+        shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
+
+
+def load_checkpoint(checkpoint: Path, state: TrainState) -> Progress:
+    """Load a checkpoint into `state`, whose learning rates stay those of its own settings.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    folder = checkpoint / "state"
+    try:
+        saved = json.loads((folder / "state.json").read_text())
+        progress = Progress(saved["step"], saved["seconds"], saved.get("processes"))
+        for name, module in state.modules.items():
+            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        for name, optimizer in state.optimizers.items():
+            moments = load_moments(folder / f"{name}.safetensors")
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"expected a readable checkpoint in {checkpoint}, got {type(error).__name__}: "
+            f"{str(error).splitlines()[0]}; delete that folder to go on from the one before"
+        ) from error
+    for scheduler, optimizer in zip(state.schedulers, state.optimizers.values(), strict=True):
+        scheduler.last_epoch = progress.step
+        rates = zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        for group, rate, factor in rates:
+            group["lr"] = rate * factor(progress.step)
+    return progress

@@ -1,0 +1,91 @@
+"""run.json: the settings of a run, the versions and hardware it began with, and what it had before.
+
+A run goes on only with the settings it was begun with, or is told to go on with others.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data.files import read_json, write_json
+from get.errors import InputError
+from pipeline.jobs.checkpoints import latest
+from pipeline.jobs.provenance import provenance
+from pipeline.recipes.settings_make import TrainingConfig
+
+# Settings that change neither what is computed nor in which order; a run may go on without them.
+FREE = {
+    *("output_dir", "pairs", "checkpointing_steps", "checkpoints_total_limit", "log_steps"),
+    *("dataloader_num_workers", "overwrite_output_dir", "train_batch_size"),
+    *("gradient_accumulation_steps", "gradient_checkpointing", "compile", "validation_steps"),
+    *("feature_network", "real_images", "report_to", "pairs_cache", "skip_damaged_shards"),
+    *("allow_config_change", "dry_run", "check"),
+}
+
+
+def keep_settings(config: TrainingConfig, data: object) -> list[str]:
+    """Write run.json, or compare it with these settings.
+
+    Args:
+        config: The settings; `output_dir` is the run.
+        data: What the run learns from, as JSON.
+
+    Returns:
+        What is different, if that is allowed; run.json has the new settings then and, under
+        `earlier`, the old ones with the last checkpoint they made. A finished run that is to
+        train for longer is unfinished again.
+
+    Raises:
+        InputError: If the folder holds other things than a run, or the settings are others.
+    """
+    path = config.output_dir / "run.json"
+    settings = json.loads(json.dumps({**asdict(config), "data": data}, default=str))
+    if not path.exists():
+        _refuse_others(config.output_dir)
+        write_json(path, {"config": settings, **provenance()})
+        return []
+    written = read_json(path)
+    before, now = flat(written["config"]), flat(settings)
+    different = [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in {**now, **before}
+        if name.split(".")[0] not in FREE and before.get(name) != now.get(name)
+    ]
+    if not different:
+        return []
+    if not config.allow_config_change:
+        raise InputError(
+            f"expected the settings of the run in {config.output_dir}, got: "
+            f"{'; '.join(different)}; choose another output_dir, go on with "
+            "--allow_config_change, or start afresh with --overwrite_output_dir"
+        )
+    newest = latest(config.output_dir)
+    change = {"until": newest.name if newest else None, "config": written["config"]}
+    earlier = [*written.get("earlier", []), change]
+    done = config.output_dir / "finished.json"
+    if done.exists() and read_json(done)["steps"] < config.max_train_steps:
+        done.unlink()  # before the change is written down, which is noticed but once
+    write_json(path, {"config": settings, "earlier": earlier, **provenance()})
+    return different
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raise InputError if a folder without run.json is not empty."""
+    ours = "run.lock", ".run.json."  # the latter is what a killed job leaves
+    foreign = sorted(p.name for p in folder.iterdir() if not p.name.startswith(ours))
+    if foreign:
+        raise InputError(
+            f"expected an empty folder or a run in {folder}, got {', '.join(foreign)}; "
+            "choose another output_dir, or delete all that with --overwrite_output_dir"
+        )
+
+
+def flat(settings: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted name."""
+    found = {}
+    for name, value in settings.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{within}{name}.") if inner else {f"{within}{name}": value}
+    return found

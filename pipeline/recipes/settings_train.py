@@ -1,0 +1,145 @@
+"""The settings of a student and its training. See config.py."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from get.errors import InputError
+from get.losses import Loss
+from get.models import Map, Start
+from pipeline.recipes.settings_make import TrainingConfig, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class GETModel:
+    """Shape of a GET; image size, channels and classes come from the pairs."""
+
+    patch_size: int = 2
+    width: int = 64
+    depth: int = 1
+    equilibrium_depth: int = 3
+    heads: int = 2
+    mlp_ratio: float = 4.0
+    equilibrium_mlp_ratio: float = 4.0
+    iterations: int = 3
+    z0: Start = "injection"
+    map: Map = "anchored"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTModel:
+    """Shape of a ViT; image size, channels and classes come from the pairs."""
+
+    patch_size: int = 2
+    width: int = 64
+    depth: int = 4
+    heads: int = 2
+    mlp_ratio: float = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainingConfig):
+    """Distil pairs into a one-step student.
+
+    Attributes:
+        pairs: Where the pairs lie: a folder, an http(s) or fsspec address, or `pipe:COMMAND {}`
+            (see data/store.py).
+        pairs_cache: Folder that keeps shards read from elsewhere; it needs the room of them all.
+        skip_damaged_shards: Read other shards in place of damaged or missing ones, and count them;
+            without, the first stops the training.
+        model: The student's shape.
+        init_from: A run of train.py, one of its checkpoints, or what convert.py makes of one of
+            locuslab/get: its weights, their average and, for the same optimiser, its moments are
+            the start.
+        holdout_shards: The last shards, kept from training for a validation loss.
+        streams: Logical streams of the data order; processes times loader workers divide it.
+        train_batch_size: Samples a process and micro-step; None derives it from the global batch.
+        gradient_accumulation_steps: Micro-steps an optimiser step.
+        gradient_checkpointing: Recompute each iteration in the backward pass: less memory.
+        mixed_precision: bf16 is for GPUs that have it; on a CPU it is 100 times slower.
+        optimizer: "adamw", or "muon" for the matrices of the blocks and AdamW for the rest.
+        muon_learning_rate: Peak learning rate of Muon.
+        loss: Loss of each iterate (get/losses.py).
+        iterate_decay: Weight of iterate k of T is iterate_decay^(T - k).
+        gradient: "unrolled" goes through every iteration, with a loss on every iterate. "phantom"
+            and "implicit" go on from there to the converged state without keeping anything and
+            put the last loss on that.
+        unrolled_iterations: Iterations gone through; None takes model.iterations, 0 (not for
+            "unrolled") leaves the loss on the converged state alone.
+        phantom_steps: Steps of "phantom" that carry the gradient.
+        solver_max_steps: Evaluations "phantom" and "implicit" may spend on the converged state.
+        solver_tol: Relative residual at which they stop.
+        jacobian_weight: Weight of the Jacobian penalty |df/dz|_F^2 / d; 0 is without.
+        jacobian_probability: Share of the steps in which it is applied.
+        jacobian_draws: Random vectors it is estimated with.
+        jacobian_ramp_steps: Steps over which its weight grows from 0.
+        compile: Run the blocks through torch.compile; weights keep their names.
+        dataloader_num_workers: Processes that read and decode; 0 reads in the training process.
+        validation_steps: Validation loss, a sample grid and FID every so many steps.
+        feature_network: The classifier whose features that FID compares; None measures none.
+        real_images: What it compares with: "digits", "photos", or an image folder.
+        report_to: Trackers beside metrics.jsonl: tensorboard, wandb, or others that accelerate
+            knows; their packages are installed separately.
+        dry_run: Say what would be done and what it needs, and do nothing.
+    """
+
+    pairs: str | Path
+    pairs_cache: Path | None = None
+    skip_damaged_shards: bool = False
+    model: GETModel | ViTModel = field(default_factory=GETModel)
+    init_from: Path | None = None
+    holdout_shards: int = 1
+    streams: int = 8
+    train_batch_size: int | None = None
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    mixed_precision: Literal["no", "bf16"] = "no"
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_learning_rate: float = 0.02
+    loss: Loss = "l1"
+    iterate_decay: float = 0.5
+    gradient: Literal["unrolled", "phantom", "implicit"] = "unrolled"
+    unrolled_iterations: int | None = None
+    phantom_steps: int = 1
+    solver_max_steps: int = 24
+    solver_tol: float = 1e-3
+    jacobian_weight: float = 0.0
+    jacobian_probability: float = 1.0
+    jacobian_draws: int = 1
+    jacobian_ramp_steps: int = 0
+    compile: bool = False
+    dataloader_num_workers: int = 0
+    validation_steps: int = 500
+    feature_network: Path | None = None
+    real_images: str | None = None
+    report_to: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        super().__post_init__()
+        positive(
+            streams=self.streams,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+            validation_steps=self.validation_steps,
+            phantom_steps=self.phantom_steps,
+            solver_max_steps=self.solver_max_steps,
+            solver_tol=self.solver_tol,
+            muon_learning_rate=self.muon_learning_rate,
+        )
+        least = 1 if self.gradient == "unrolled" else 0
+        if self.unrolled_iterations is not None and self.unrolled_iterations < least:
+            raise InputError(
+                f"expected unrolled_iterations of at least {least} for gradient {self.gradient}, "
+                f"got {self.unrolled_iterations}"
+            )
+        if (self.feature_network is None) != (self.real_images is None):
+            raise InputError(
+                f"expected feature_network and real_images together, got {self.feature_network} "
+                f"and {self.real_images}; FID needs both"
+            )
+        if self.compile and self.jacobian_weight:
+            raise InputError(
+                "expected no jacobian_weight with compile, got one; compiled blocks cannot be "
+                "differentiated twice"
+            )
