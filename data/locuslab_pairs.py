@@ -13,31 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from data.pairs import Pairs
 from data.torch_file import StoredTensor, open_torch_file
 from get.errors import InputError
 
 BRIGHTEST = 10.0  # images in [-1, 1] overshoot a little; those in 0 to 255 are another layout
-
-
-class Pairs(NamedTuple):
-    """Some pairs.
-
-    Attributes:
-        noise: Unit normal float32 noise, (pairs, channels, side, side).
-        images: Images in [-1, 1] of the same shape, float32 or float64.
-        labels: Class indices, or None.
-        num_classes: Number of classes; None if unlabelled.
-    """
-
-    noise: Tensor
-    images: Tensor
-    labels: Tensor | None
-    num_classes: int | None
-
-    def cut(self, start: int, end: int) -> "Pairs":
-        """Return the pairs from `start` to before `end`."""
-        labels = None if self.labels is None else self.labels[start:end]
-        return Pairs(self.noise[start:end], self.images[start:end], labels, self.num_classes)
 
 
 class PairFile(NamedTuple):
@@ -83,8 +63,8 @@ def find_files(folder: Path) -> list[PairFile]:
     return [PairFile(folder / "latent" / name, folder / "image" / name) for name in ordered]
 
 
-def read_pairs(file: PairFile) -> Pairs:
-    """Read and check the pairs of one name.
+def read_pairs(file: PairFile) -> tuple[Pairs, int | None]:
+    """Read and check the pairs of one name; return them and the number of classes, if labelled.
 
     Raises:
         InputError: If a file cannot be read or the two do not belong together.
@@ -111,8 +91,9 @@ def read_pairs(file: PairFile) -> Pairs:
             "got others; scale the images or make them again"
         )
     if len(latents) == 1:
-        return Pairs(noise, images, None, None)
-    return Pairs(noise, images, _labels(latents[1], shape[0], file), latents[1].shape[1])
+        return Pairs(noise, images, None), None
+    labels = _labels(latents[1], shape[0], file)
+    return Pairs(noise, images, labels), latents[1].shape[1]
 
 
 def _parts(content: Any, path: Path) -> list[Any]:
@@ -156,29 +137,18 @@ def in_sizes_of(size: int, pieces: Iterable[Pairs]) -> Iterator[Pairs]:
     """
     left: Pairs | None = None
     for piece in pieces:
-        at, end = 0, len(piece.noise)
+        at, end = 0, len(piece)
         if left is not None:
-            at = min(size - len(left.noise), end)
-            left = _join(left, piece.cut(0, at))
-            if len(left.noise) == size:
+            at = min(size - len(left), end)
+            left = Pairs.cat([left, piece.take(slice(at))])
+            if len(left) == size:
                 yield left
                 left = None
         while at + size <= end:
-            yield piece.cut(at, at + size)
+            yield piece.take(slice(at, at + size))
             at += size
         if at < end:  # then nothing is left from before
-            left = _join(piece.cut(at, end))  # a copy: a view would keep the whole piece
+            left = piece.take(torch.arange(at, end))  # a copy: a slice would keep the whole piece
         del piece  # before the next one is read
     if left is not None:
         yield left
-
-
-def _join(*parts: Pairs) -> Pairs:
-    """Return the pairs of all parts in memory of their own."""
-    labels = [part.labels for part in parts if part.labels is not None]
-    return Pairs(
-        torch.cat([part.noise for part in parts]),
-        torch.cat([part.images for part in parts]),
-        torch.cat(labels) if labels else None,
-        parts[0].num_classes,
-    )

@@ -16,67 +16,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
-from torch import Tensor
+from jaxtyping import Int
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from data.pairs import DamagedShard, decode, read_record, tar_name
+from data.codec import decode
+from data.manifest import DamagedShard, read_record, tar_name
+from data.pairs import Pairs
 from data.store import Source, open_store
 from data.tar import samples
 from get.errors import InputError
-from get.images import from_uint8
 
 CACHE_BYTES = 2**30  # of decoded shards, a loader process
 
 
-class Batch(NamedTuple):
-    """Pairs ready for a model.
-
-    Attributes:
-        noise: Unit normal noise.
-        images: The teacher's images in [-1, 1].
-        labels: Class indices, or None.
-    """
-
-    noise: Float[Tensor, "batch channels height width"]
-    images: Float[Tensor, "batch channels height width"]
-    labels: Int[Tensor, " batch"] | None
-
-    def to(self, device: torch.device) -> "Batch":
-        """Move to a device."""
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        noise, images = (x.to(device, non_blocking=True) for x in (self.noise, self.images))
-        return Batch(noise, images, labels)
-
-
-class Shard(NamedTuple):
-    """Decoded pairs; images as stored (uint8, float16 or float32)."""
-
-    noise: Float[Tensor, "pairs channels height width"]
-    images: Shaped[Tensor, "pairs channels height width"]
-    labels: Int[Tensor, " pairs"] | None
-
-    def take(self, places: Int[np.ndarray, " chosen"]) -> "Shard":
-        """Return the pairs at these places."""
-        at = torch.from_numpy(places)
-        return Shard(
-            self.noise[at], self.images[at], None if self.labels is None else self.labels[at]
-        )
-
-
-def concatenate(parts: list[Shard]) -> Shard:
-    """Return the pairs of all parts in order."""
-    if len(parts) == 1:
-        return parts[0]
-    labels = [part.labels for part in parts if part.labels is not None]
-    return Shard(
-        torch.cat([part.noise for part in parts]),
-        torch.cat([part.images for part in parts]),
-        torch.cat(labels) if labels else None,
-    )
-
-
-def read_shard(source: Source, shard: int) -> Shard:
+def read_shard(source: Source, shard: int) -> Pairs:
     """Decode one shard in index order, after comparing it with its record.
 
     Raises:
@@ -89,7 +42,8 @@ def read_shard(source: Source, shard: int) -> Shard:
     try:
         if record is None:
             raise FileNotFoundError("no record")
-        return decode_shard(store.read_whole(name, record.bytes, record.sha256), record.count)
+        data = store.read_whole(name, record.bytes, record.sha256)
+        return decode(samples(data), record.count)
     except InputError:  # the store does not answer; nothing is known about the shard
         raise
     except (OSError, ValueError, KeyError) as error:
@@ -98,33 +52,6 @@ def read_shard(source: Source, shard: int) -> Shard:
             f"delete {name} and its .json and run make_pairs.py again, or train with "
             "--skip_damaged_shards"
         ) from error
-
-
-def decode_shard(data: bytes, count: int) -> Shard:
-    """Decode the bytes of a tar that should hold `count` pairs.
-
-    Raises:
-        ValueError, KeyError, OSError: If it is damaged or holds another number.
-    """
-    return _stack([decode(sample) for sample in samples(data)], count)
-
-
-def _stack(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]], count: int) -> Shard:
-    """Put decoded members together, checking the sums: a sha256 vouches for bytes, not sense."""
-    labels = [part[2] for part in pairs if part[2] is not None]
-    for found in [[part[0] for part in pairs], [part[1] for part in pairs], labels or None]:
-        if found is not None and (rows := sum(map(len, found))) != count:
-            raise ValueError(f"{rows} pairs")
-    return Shard(
-        torch.from_numpy(np.concatenate([part[0] for part in pairs])),
-        torch.from_numpy(np.concatenate([part[1] for part in pairs])),
-        torch.from_numpy(np.concatenate(labels)) if labels else None,
-    )
-
-
-def as_floats(images: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return stored images as float32 in [-1, 1]."""
-    return from_uint8(images) if images.dtype == torch.uint8 else images.float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +132,7 @@ def _permutation(length: int, seed: int, epoch: int, what: int = 0) -> Int[np.nd
 class _Chunk(NamedTuple):
     """What a stream gives to a batch, and the damaged shards that were met for the first time."""
 
-    pairs: Shard
+    pairs: Pairs
     damaged: dict[int, str]
 
 
@@ -248,7 +175,7 @@ class _Chunks(IterableDataset):
                     met[number] = str(error)
                     break
             else:
-                return _Chunk(concatenate(pieces), met)
+                return _Chunk(Pairs.cat(pieces), met)
 
 
 class _Shards:
@@ -257,19 +184,19 @@ class _Shards:
     def __init__(self, order: Order, at_least: int) -> None:
         self.store, self.at_least = open_store(order.source), at_least
         self.pairs = order.pairs_per_shard
-        self.kept: OrderedDict[int, Shard] = OrderedDict()
+        self.kept: OrderedDict[int, Pairs] = OrderedDict()
 
-    def __getitem__(self, number: int) -> Shard:
+    def __getitem__(self, number: int) -> Pairs:
         if number not in self.kept:
             shard = read_shard(self.store, number)
-            if len(shard.noise) != self.pairs:
+            if len(shard) != self.pairs:
                 place = self.store.place(tar_name(number))
                 raise DamagedShard(
-                    f"expected {self.pairs} pairs in {place}, got {len(shard.noise)}; "
+                    f"expected {self.pairs} pairs in {place}, got {len(shard)}; "
                     "shards of one data set are of one length"
                 )
             self.kept[number] = shard
-            each = sum(t.nbytes for t in shard if t is not None)
+            each = sum(t.nbytes for t in vars(shard).values() if t is not None)
             while len(self.kept) > max(self.at_least, CACHE_BYTES // each):
                 self.kept.popitem(last=False)
         self.kept.move_to_end(number)
@@ -290,7 +217,7 @@ def batches(
     start: int = 0,
     workers: int = 0,
     damaged: Callable[[int, str], object] | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[Pairs]:
     """Return this process's part of global batch `start`, `start + 1`, ... for ever.
 
     Args:
@@ -317,7 +244,7 @@ def batches(
     # Its own generator: the seeds of loader workers would be drawn from the global one.
     generator = torch.Generator()
 
-    def assemble() -> Iterator[Batch]:
+    def assemble() -> Iterator[Pairs]:
         loader = iter(
             DataLoader(
                 chunks,
@@ -339,7 +266,6 @@ def batches(
                     if damaged is not None and number not in told:
                         told.add(number)
                         damaged(number, description)
-            part = concatenate(parts)
-            yield Batch(part.noise, as_floats(part.images), part.labels)
+            yield Pairs.cat(parts).as_floats()
 
     return assemble()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from data.pairs import Manifest, read_record, tar_path
-from data.reader import as_floats, decode_shard, read_shard
+from data.codec import decode
+from data.manifest import Manifest, read_record, tar_path
+from data.reader import read_shard
 from data.store import open_store
-from data.tar import members
+from data.tar import members, samples
 from data.teachers import Teacher
 from get.noise import draw
 
@@ -36,13 +37,14 @@ def find_damage(folder: Path, shard: int, manifest: Manifest) -> str | None:
         data = open_store(folder).read_whole(path.name, record.bytes, record.sha256)
         if [name for name, _ in members(data)] != names(first, record.count, manifest):
             return "other names in the tar than the manifest asks for"
-        noise, images, labels = decode_shard(data, record.count)
+        pairs = decode(samples(data), record.count)
     except (OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
-    if noise.shape != images.shape or tuple(noise.shape[1:]) != manifest.image_shape:
-        return f"noise {tuple(noise.shape)} and images {tuple(images.shape)}"
-    if not torch.isfinite(noise).all() or not torch.isfinite(images.float()).all():
+    if (shape := tuple(pairs.noise.shape[1:])) != manifest.image_shape:
+        return f"images of {shape} instead of {manifest.image_shape}"
+    if not torch.isfinite(pairs.noise).all() or not torch.isfinite(pairs.images.float()).all():
         return "numbers that are not finite"
+    labels = pairs.labels
     if (labels is None) != (manifest.num_classes is None):
         return "labels where none should be, or none where some should"
     if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < (
@@ -89,18 +91,18 @@ def compare_with_teacher(
     The batch is cut as it was in writing, so on the same hardware and versions the difference is
     0; elsewhere a deterministic sampler agrees to about a level.
     """
-    stored = read_shard(folder, shard)
     size, total = manifest.teacher_batch_size, manifest.pairs_per_shard
     at = slice(batch * size, min((batch + 1) * size, total))
     indices = range(shard * total + at.start, shard * total + at.stop)
+    stored = read_shard(folder, shard).take(at).as_floats()
     noise, labels = draw(manifest.seed, indices, manifest.image_shape, manifest.num_classes)
-    same = torch.equal(noise, stored.noise[at])
+    same = torch.equal(noise, stored.noise)
     if labels is not None and stored.labels is not None:
-        same = same and torch.equal(labels, stored.labels[at])
+        same = same and torch.equal(labels, stored.labels)
     images = teacher(noise, labels).cpu()
     if manifest.image_format == "png":
         images = images.clamp(-1, 1)
-    levels = (images - as_floats(stored.images[at])).abs() * 127.5
+    levels = (images - stored.images).abs() * 127.5
     if manifest.image_format == "png":  # half a level is rounding
         levels = (levels - 0.5).clamp_min(0)
     return Difference(same, float(levels.max()), float((levels > 1).double().mean()))

@@ -19,17 +19,18 @@ import torch
 from torch import Tensor
 from webdataset.writer import TarWriter
 
-from data.pairs import (
+from data.codec import encode
+from data.manifest import (
     ImageFormat,
     Manifest,
     ShardRecord,
-    encode,
-    hidden_path,
     open_data_set,
     publish,
     read_record,
     tar_path,
 )
+from data.pairs import Pairs
+from data.store import hidden_path
 from data.teachers import Execution, Recorded, Sampler, Teacher, open_teacher
 from get import noise as noises
 from get.errors import InputError
@@ -190,7 +191,7 @@ def write_shards(
                 if indices.start == shard * manifest.pairs_per_shard:
                     opened.append(_OpenShard(folder, shard, manifest))
                 tar, images = opened[-1], teacher(noise, labels).cpu()
-                pending.append(background.submit(tar.add, indices, noise, images, labels))
+                pending.append(background.submit(tar.add, indices, Pairs(noise, images, labels)))
                 wait(at_most=AHEAD)
                 progress(len(indices))
                 if indices.stop == (shard + 1) * manifest.pairs_per_shard:
@@ -206,9 +207,7 @@ def write_given(
     folder: Path,
     shard: int,
     manifest: Manifest,
-    noise: Tensor,
-    images: Tensor,
-    labels: Tensor | None,
+    pairs: Pairs,
 ) -> ShardRecord:
     """Publish one shard of pairs that somebody else has made; see `write_shards`.
 
@@ -216,23 +215,21 @@ def write_given(
         folder: The data set.
         shard: Its number from 0.
         manifest: The settings.
-        noise: Unit normal noise of `pairs_per_shard` pairs.
-        images: Images in [-1, 1].
-        labels: Class indices, or None.
+        pairs: `pairs_per_shard` of them, images in [-1, 1].
 
     Raises:
-        InputError: If the images are not finite or of another number.
+        InputError: If the images are not finite or the number of pairs is another.
         OSError: If the disk is full or the folder cannot be written to.
     """
     tar = _OpenShard(folder, shard, manifest)
     try:
         first = shard * manifest.pairs_per_shard
-        tar.add(range(first, first + len(noise)), noise, images, labels)
+        tar.add(range(first, first + len(pairs)), pairs)
         if (record := tar.publish()) is not None:
             return record
     finally:
         tar.close()
-    raise InputError(f"expected {manifest.pairs_per_shard} pairs, got {len(noise)}")
+    raise InputError(f"expected {manifest.pairs_per_shard} pairs, got {len(pairs)}")
 
 
 def _draws(
@@ -285,16 +282,16 @@ class _OpenShard:
         self.bytes += len(data)
         return self.file.write(data)
 
-    def add(self, indices: range, noise: Tensor, images: Tensor, labels: Tensor | None) -> None:
+    def add(self, indices: range, pairs: Pairs) -> None:
         """Encode and write the pairs of a teacher batch."""
-        if not torch.isfinite(images).all():
+        if not torch.isfinite(pairs.images).all():
             raise InputError(
                 f"expected finite images, got inf or nan among indices {indices[0]} to "
                 f"{indices[-1]}; the teacher diverges"
             )
         form, pack = self.manifest.image_format, self.manifest.pack
         with self._named_errors():
-            for sample in encode(indices[0], noise, images, labels, form, pack):
+            for sample in encode(indices[0], pairs, form, pack):
                 self.tar.write(sample)
         self.count += len(indices)
 

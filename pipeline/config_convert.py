@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from data.pairs import ImageFormat
+from data.manifest import ImageFormat
 from pipeline.recipes.settings_make import positive
 
 

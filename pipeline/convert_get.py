@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.files import new_folder, write_json
-from data.locuslab_pairs import PairFile, Pairs, find_files, in_sizes_of, read_pairs
-from data.pairs import Manifest, open_data_set
+from data.locuslab_pairs import PairFile, find_files, in_sizes_of, read_pairs
+from data.manifest import Manifest, open_data_set
+from data.pairs import Pairs
 from data.torch_file import Namespace, StoredTensor, open_torch_file
 from data.writer import write_given
 from get.errors import InputError
@@ -38,17 +39,18 @@ def convert_pairs(config: PairsConversion) -> None:
     """
     files = find_files(config.folder)
     digest = hashlib.sha256()
+    layouts: list[tuple[tuple[int, ...], int | None]] = []
     shards = left = 0
     with new_folder(config.output_dir) as folder:
         manifest: Manifest | None = None
         with cli.progress_bar(len(files), "get_pairs", "file") as bar:
-            pieces = _pieces(files, digest, bar.update)
+            pieces = _pieces(files, digest, layouts, bar.update)
             for pairs in in_sizes_of(config.pairs_per_shard, pieces):
-                manifest = manifest or _describe(config, pairs)
-                if len(pairs.noise) < config.pairs_per_shard:
-                    left = len(pairs.noise)
+                manifest = manifest or _describe(config, *layouts[0])
+                if len(pairs) < config.pairs_per_shard:
+                    left = len(pairs)
                     break
-                write_given(folder, shards, manifest, pairs.noise, pairs.images, pairs.labels)
+                write_given(folder, shards, manifest, pairs)
                 shards += 1
                 del pairs  # a view of an old file, which goes before the next one is read
         if manifest is None or not shards:
@@ -63,15 +65,17 @@ def convert_pairs(config: PairsConversion) -> None:
 
 
 def _pieces(
-    files: list[PairFile], digest: "hashlib._Hash", progress: Callable[[], object]
+    files: list[PairFile],
+    digest: "hashlib._Hash",
+    layouts: list[tuple[tuple[int, ...], int | None]],
+    progress: Callable[[], object],
 ) -> Iterator[Pairs]:
     """Yield the pairs of every file; all are of one shape and either all or none labelled."""
-    first: tuple[object, object] | None = None
     for file in files:
         digest.update(file.digest())
-        pairs = read_pairs(file)
-        found = tuple(pairs.noise.shape[1:]), pairs.num_classes
-        first = first or found
+        pairs, num_classes = read_pairs(file)
+        layouts.append((tuple(pairs.noise.shape[1:]), num_classes))
+        first, found = layouts[0], layouts[-1]
         if found != first:
             raise InputError(
                 f"expected images of {first[0]} and classes {first[1]} in {file.latent} as in the "
@@ -82,7 +86,7 @@ def _pieces(
         progress()
 
 
-def _describe(config: PairsConversion, pairs: Pairs) -> Manifest:
+def _describe(config: PairsConversion, shape: tuple[int, ...], num_classes: int | None) -> Manifest:
     """Return the manifest, with a teacher that is known once all files have been read.
 
     The teacher is the hash of what was imported: `verify_pairs --deep` finds no teacher of that
@@ -90,7 +94,7 @@ def _describe(config: PairsConversion, pairs: Pairs) -> Manifest:
     what locuslab/get makes its pairs with. No seed names the stored noise; 0 is where evaluation
     draws the start of a GET that begins at random from.
     """
-    channels, height, width = pairs.noise.shape[1:]
+    channels, height, width = shape
     if config.image_format == "png" and channels not in (1, 3):
         raise InputError(
             f"expected 1 or 3 channels for image_format png, got {channels}; choose npy or npy32"
@@ -102,7 +106,7 @@ def _describe(config: PairsConversion, pairs: Pairs) -> Manifest:
         seed=0,
         teacher_batch_size=250,
         image_shape=(channels, height, width),
-        num_classes=pairs.num_classes,
+        num_classes=num_classes,
         image_format=config.image_format,
         pairs_per_shard=config.pairs_per_shard,
         pack=config.pack,

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.files import new_file, read_json, write_json
-from data.pairs import Manifest, count_shards, read_manifest
-from data.reader import Shard, as_floats, concatenate, read_shard
+from data.manifest import Manifest, count_shards, read_manifest
+from data.pairs import Pairs
+from data.reader import read_shard
 from data.teachers import DiffusersTeacher, EdmTeacher, Execution, Sampler, open_teacher
 from get.cost import count_macs, count_parameters, images_per_second
 from get.errors import InputError
@@ -61,7 +61,7 @@ class Evaluation:
 
     config: EvaluateConfig
     manifest: Manifest
-    held_out: Shard
+    held_out: Pairs
     first_index: int
     reference: Reference
 
@@ -120,8 +120,8 @@ def main(config: EvaluateConfig) -> None:
 
     # Speeds are measured side by side in one process: only their ratios mean anything.
     size = min(config.batch_size, config.num_images)
-    noise, labels = held_out.noise[:size], take(held_out.labels, size)
-    teacher_rate = images_per_second(lambda: teacher(noise, labels), size)
+    part = held_out.take(slice(size))
+    teacher_rate = images_per_second(lambda: teacher(part.noise, part.labels), size)
     missing = [name for name in weights if name not in done]
     passes = sum(len(iterations_of(config, students.get(name))) for name in missing)
     bar = cli.progress_bar(passes * config.num_images, "evaluate", "image")
@@ -148,7 +148,7 @@ def main(config: EvaluateConfig) -> None:
     print(f"measurements {config.output_dir}")
 
 
-def read_held_out(config: EvaluateConfig, manifest: Manifest) -> tuple[Shard, int]:
+def read_held_out(config: EvaluateConfig, manifest: Manifest) -> tuple[Pairs, int]:
     """Return the first `num_images` held-out pairs and the index of the first of them.
 
     Raises:
@@ -162,13 +162,9 @@ def read_held_out(config: EvaluateConfig, manifest: Manifest) -> tuple[Shard, in
             f"in {config.holdout_shards} shards; make more pairs or ask for fewer images"
         )
     needed = -(-config.num_images // manifest.pairs_per_shard)
-    shards = concatenate([read_shard(config.pairs, first + i) for i in range(needed)])
-    return shards.take(np.arange(config.num_images)), first * manifest.pairs_per_shard
-
-
-def take(part: Tensor | None, count: int) -> Tensor | None:
-    """Return the first rows of an optional tensor."""
-    return None if part is None else part[:count]
+    pairs = Pairs.cat([read_shard(config.pairs, first + i) for i in range(needed)])
+    chosen = pairs.take(slice(config.num_images)).as_floats()
+    return chosen, first * manifest.pairs_per_shard
 
 
 def evaluate_teacher(
@@ -176,13 +172,13 @@ def evaluate_teacher(
 ) -> tuple[dict, Tensor]:
     """Measure the teacher by the held-out pairs it has already made."""
     held_out, card = evaluation.held_out, Path(evaluation.config.teacher) / "card.json"
-    images = as_floats(held_out.images)
+    images, first = held_out.images, held_out.take(slice(1))
     return {
         "kind": "teacher",
         "parameters": count_parameters(teacher.network),
         "evaluations": teacher.evaluations,
         "train_seconds": read_json(card)["train_seconds"] if card.exists() else None,
-        "macs": count_macs(lambda: teacher(held_out.noise[:1], take(held_out.labels, 1))),
+        "macs": count_macs(lambda: teacher(first.noise, first.labels)),
         "images_per_second": rate,
         **measure_images(evaluation.reference, images, held_out.labels),
     }, images
@@ -204,16 +200,16 @@ def evaluate_student(
 ) -> tuple[dict, Tensor]:
     """Measure one run, a GET at every number of iterations; return figures and images."""
     held_out = evaluation.held_out
-    target, size = as_floats(held_out.images), evaluation.config.batch_size
+    target, size = held_out.images, evaluation.config.batch_size
 
     def make(iterations: int | None, start: int, count: int) -> Tensor:
-        end = min(start + count, len(target))
+        part, index = held_out.take(slice(start, start + count)), evaluation.first_index + start
         return generate(
             model,
-            held_out.noise[start:end],
-            None if held_out.labels is None else held_out.labels[start:end],
+            part.noise,
+            part.labels,
             seed=evaluation.manifest.seed,
-            indices=range(evaluation.first_index + start, evaluation.first_index + end),
+            indices=range(index, index + len(part)),
             iterations=iterations,
         )
 

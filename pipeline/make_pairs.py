@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from data.pairs import read_record, record_path, tidy
+from data.manifest import read_record, record_path, tidy
 from data.teachers import Execution, Sampler
 from data.writer import PairSettings, open_pairs, write_shards
 from pipeline import cli

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-from data.pairs import Manifest, count_shards, encode, read_manifest, read_record
+from data.codec import encode
+from data.manifest import Manifest, count_shards, read_manifest, read_record
+from data.pairs import Pairs
 from data.reader import batches
 from data.store import Folder, Source, open_store
 from get.cost import count_parameters
@@ -264,7 +266,7 @@ def pair_bytes(source: Source, found: Found) -> tuple[float, str]:
     m = found.manifest
     noise, labels = draw(0, range(m.pack), m.image_shape, m.num_classes)
     images = torch.rand(noise.shape) * 2 - 1
-    (sample,) = encode(0, noise, images, labels, m.image_format, m.pack)
+    (sample,) = encode(0, Pairs(noise, images, labels), m.image_format, m.pack)
     contents = (len(v) for k, v in sample.items() if k != "__key__")
     blocks = sum(1 + -(-length // BLOCK) for length in contents)
     return blocks * BLOCK / m.pack, "at most" if m.image_format == "png" else "exactly"

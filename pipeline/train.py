@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from data.files import new_file
-from data.pairs import count_shards, read_manifest
-from data.reader import Batch, Order, batches
+from data.manifest import count_shards, read_manifest
+from data.pairs import Pairs
+from data.reader import Order, batches
 from data.store import open_store
 from data.teachers import load_vae
 from get.ema import EMA
@@ -177,14 +178,12 @@ def random_start(
     return torch.cat([torch.randn(shape, generator=g, device=device) for g in generators])
 
 
-def split(batch: Batch, z0: Tensor | None, parts: int) -> Iterator[tuple[Batch, Tensor | None]]:
+def split(batch: Pairs, z0: Tensor | None, parts: int) -> Iterator[tuple[Pairs, Tensor | None]]:
     """Cut a batch into equal micro-batches."""
-    size = len(batch.noise) // parts
+    size = len(batch) // parts
     for i in range(parts):
         at = slice(i * size, (i + 1) * size)
-        labels = None if batch.labels is None else batch.labels[at]
-        part = Batch(batch.noise[at], batch.images[at], labels)
-        yield part, None if z0 is None else z0[at]
+        yield batch.take(at), None if z0 is None else z0[at]
 
 
 def mean(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from data.pairs import Manifest, read_manifest, record_path, tar_path
+from data.manifest import Manifest, read_manifest, record_path, tar_path
 from data.teachers import Execution, Sampler, open_teacher
 from data.verify import compare_with_teacher, find_damage
 from get.errors import InputError

@@ -17,7 +17,7 @@ from resource import RLIMIT_FSIZE, setrlimit
 from types import FrameType
 from typing import NamedTuple
 
-from data.pairs import ImageFormat, open_data_set
+from data.manifest import ImageFormat, open_data_set
 from pipeline import cli
 from pipeline.recipes import STUDENTS
 from pipeline.train import main

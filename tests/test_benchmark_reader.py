@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.pairs import tar_path
-from data.reader import as_floats, read_shard
+from data.manifest import tar_path
+from data.reader import read_shard
 from get.errors import InputError
 from pipeline.benchmarks import reader as benchmark_reader
 from pipeline.benchmarks.reader import ENCODINGS, read_ours, read_webdataset, write
@@ -38,7 +38,7 @@ def test_the_encodings_hold_the_same_pairs(tmp_path: Path) -> None:
         assert tar_path(tmp_path / name, 7).exists()
         read[name] = read_shard(tmp_path / name, 0)
         assert torch.equal(read[name].noise, read["png"].noise)
-        difference = as_floats(read[name].images) - as_floats(read["png"].images)
+        difference = read[name].as_floats().images - read["png"].as_floats().images
         assert np.abs(difference.numpy()).max() < 0.005
 
 

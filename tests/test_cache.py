@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.pairs import count_shards, record_path, tar_path
+from data.manifest import count_shards, record_path, tar_path
 from data.reader import read_shard
 from data.store import Cached, open_store
 from get.errors import InputError

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.pairs import count_shards, read_manifest
+from data.manifest import count_shards, read_manifest
 from data.reader import Order, batches, read_shard
 from data.torch_file import Namespace, StoredTensor, open_torch_file
 from data.verify import find_damage

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.pairs import DamagedShard, read_record, record_path, tar_path
-from data.reader import Batch, Order, as_floats, batches, concatenate, read_shard
+from data.manifest import DamagedShard, read_record, record_path, tar_path
+from data.pairs import Pairs
+from data.reader import Order, batches, read_shard
 from get.errors import InputError
 
 from .test_pairs import PAIRS
@@ -161,8 +162,8 @@ def test_around_damaged_shards_a_batch_depends_on_their_set_alone(
     for step in range(start, start + 4):
         chunks = [torn.chunk(stream, step, damaged) for stream in range(streams)]
         pieces = [piece for chunk in chunks for piece in chunk]
-        part = concatenate([read_shard(folder, n).take(places) for n, places in pieces])
-        expected.append(Batch(part.noise, as_floats(part.images), part.labels))
+        parts = [read_shard(folder, n).take(places) for n, places in pieces]
+        expected.append(Pairs.cat(parts).as_floats())
     assert same(found, expected)
     assert told.keys() <= damaged
     assert all(f"pairs-{shard:06d}.tar" in told[shard] for shard in told)

@@ -42,7 +42,7 @@ from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from torch import Tensor
 
-from data.pairs import open_data_set, read_manifest
+from data.manifest import open_data_set, read_manifest
 from data.teachers import (
     SHIPPED,
     DiffusersTeacher,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.pairs import open_data_set, record_path
+from data.manifest import open_data_set, record_path
+from data.pairs import Pairs
 from data.writer import describe as manifest_of
 from data.writer import write_given, write_shard
 from get.cost import LiveBytes, Macs, count_macs
@@ -110,7 +111,7 @@ def test_a_pair_takes_the_bytes_it_is_said_to(name: str, tmp_path: Path):
     manifest = replace(planned(name), pairs_per_shard=250)
     noise, labels = draw(0, range(250), manifest.image_shape, manifest.num_classes)
     open_data_set(tmp_path, manifest)
-    record = write_given(tmp_path, 0, manifest, noise, noise, labels)
+    record = write_given(tmp_path, 0, manifest, Pairs(noise, noise, labels))
     each, how = pair_bytes(tmp_path / "nowhere", Found(recipe=name, manifest=manifest))
     assert how == "exactly"
     assert 0 <= record.bytes - 250 * each <= 10240  # a tar ends with empty blocks

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.pairs import open_data_set, read_record, record_path, tar_path
+from data.manifest import open_data_set, read_record, record_path, tar_path
 from data.reader import Order, read_shard
 from data.writer import write_shard
 

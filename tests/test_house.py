@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.pairs import Manifest
+from data.manifest import Manifest
 from pipeline import report
 from pipeline.recipes import STUDENTS
 from pipeline.recipes.settings_measure import ReportConfig

@@ -18,18 +18,18 @@ import torch
 import webdataset
 from torch import Tensor
 
-from data.pairs import (
+from data.codec import decode, encode
+from data.manifest import (
     ImageFormat,
     Manifest,
     count_shards,
-    decode,
-    encode,
     open_data_set,
     read_manifest,
     read_record,
     record_path,
     tar_path,
 )
+from data.pairs import Pairs
 from data.writer import describe, write_shard
 from get.errors import InputError
 from get.noise import draw
@@ -88,19 +88,18 @@ def test_pairs_survive_encoding(
 ) -> None:
     noise, images = torch.randn(4, channels, 4, 5), torch.rand(4, channels, 4, 5) * 2 - 1
     classes = None if labels is None else torch.tensor(labels)
-    samples = list(encode(7, noise, images, classes, form, pack))
+    samples = list(encode(7, Pairs(noise, images, classes), form, pack))
     keys = ["000000007", "000000008", "000000009", "000000010"][::pack]
     assert [sample["__key__"] for sample in samples] == keys
-    decoded = [decode(sample) for sample in samples]
-    stored = np.concatenate([part[1] for part in decoded])
-    assert decoded[0][0].dtype == np.float32
-    assert np.array_equal(np.concatenate([part[0] for part in decoded]), noise.numpy())
+    decoded = decode(samples, 4)
+    stored = decoded.images.numpy()
+    assert decoded.noise.dtype == torch.float32
+    assert torch.equal(decoded.noise, noise)
     assert stored.dtype == dtype
     restored = stored.astype(np.float32)
     restored = restored / 127.5 - 1 if form == "png" else restored
     np.testing.assert_allclose(restored, images.numpy(), rtol=0, atol=tolerance + 1e-6)
-    found = [part[2] for part in decoded if part[2] is not None]
-    assert (np.concatenate(found).tolist() if found else None) == labels
+    assert (None if decoded.labels is None else decoded.labels.tolist()) == labels
 
 
 def test_png_is_refused_for_latents_of_four_channels() -> None:
@@ -115,10 +114,11 @@ def test_an_object_array_is_refused_and_not_unpickled(tmp_path: Path) -> None:
 
     buffer = io.BytesIO()
     np.save(buffer, np.array([Trap()], dtype=object), allow_pickle=True)
-    (sample,) = encode(0, torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), None, "npy32")
+    zeros = torch.zeros(1, 1, 2, 2)
+    (sample,) = encode(0, Pairs(zeros, zeros, None), "npy32")
     for member in ("latent.npy", "image.npy"):
         with pytest.raises(ValueError, match="an array of object"):
-            decode(sample | {member: buffer.getvalue()})
+            decode([sample | {member: buffer.getvalue()}], 1)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -152,10 +152,11 @@ def test_a_pair_is_the_teachers_image_of_the_noise_and_label_of_its_index(tmp_pa
     samples = webdataset.WebDataset(str(tar_path(tmp_path, 1)), shardshuffle=False)
     noise, labels = draw(0, range(6, 12), (3, 4, 4), 10)
     assert labels is not None
-    for i, (stored, image, label) in enumerate(map(decode, samples)):
-        assert np.array_equal(stored[0], noise[i].numpy())
-        assert np.array_equal(image[0], teacher(noise, labels)[i].numpy())
-        assert label == labels[i]
+    stored = decode(samples, 6)
+    assert torch.equal(stored.noise, noise)
+    assert torch.equal(stored.images, teacher(noise, labels))
+    assert stored.labels is not None
+    assert torch.equal(stored.labels, labels)
 
 
 def test_of_many_writers_one_creates_the_manifest_and_the_others_compare(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data.reader
-from data.pairs import ImageFormat, record_path, tar_path
-from data.reader import Batch, Order, batches
+from data.manifest import ImageFormat, record_path, tar_path
+from data.pairs import Pairs
+from data.reader import Order, batches
 from data.writer import write_shard
 from get.errors import InputError
 from get.noise import draw
@@ -63,7 +64,7 @@ def read(
     workers: int = 0,
     start: int = 0,
     damaged: Callable[[int, str], object] | None = None,
-) -> list[Batch]:
+) -> list[Pairs]:
     """Return global batches: those of all processes, concatenated."""
     ranks = []
     for rank in range(processes):
@@ -71,22 +72,22 @@ def read(
             order, rank=rank, processes=processes, start=start, workers=workers, damaged=damaged
         )
         ranks.append(list(islice(loader, steps)))
-    return [Batch(*map(torch.cat, zip(*parts, strict=True))) for parts in zip(*ranks, strict=True)]
+    return [Pairs.cat(parts) for parts in zip(*ranks, strict=True)]
 
 
-def indices(found: list[Batch], count: int = SHARDS * PAIRS) -> list[int]:
+def indices(found: list[Pairs], count: int = SHARDS * PAIRS) -> list[int]:
     """Return the indices of pairs, told by their noise."""
     noise, _ = draw(0, range(count), (1, 4, 4))
     index = {float(x): i for i, x in enumerate(noise[:, 0, 0, 0])}
     return [index[float(x)] for batch in found for x in batch.noise[:, 0, 0, 0]]
 
 
-def same(first: list[Batch], second: list[Batch]) -> bool:
+def same(first: list[Pairs], second: list[Pairs]) -> bool:
     """Compare labelled batches bit by bit."""
     return all(
         a is not None and b is not None and torch.equal(a, b)
         for ours, theirs in zip(first, second, strict=True)
-        for a, b in zip(ours, theirs, strict=True)
+        for a, b in zip(vars(ours).values(), vars(theirs).values(), strict=True)
     )
 
 
@@ -278,5 +279,5 @@ def test_decoded_shards_in_memory_do_not_grow_with_the_data_set(
     whole = order(make(tmp_path, SHARDS), streams=2, batch_size=2)
     shards = data.reader._Shards(whole, at_least=3)
     for number in range(SHARDS):
-        assert len(shards[number].noise) == PAIRS
+        assert len(shards[number]) == PAIRS
         assert len(shards.kept) <= 3

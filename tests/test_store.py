@@ -16,14 +16,15 @@ import pytest
 import torch
 
 import data.store
-from data.pairs import (
+from data.manifest import (
     DamagedShard,
     count_shards,
     open_data_set,
     read_manifest,
     read_record,
 )
-from data.reader import Batch, Order, batches, read_shard
+from data.pairs import Pairs
+from data.reader import Order, batches, read_shard
 from data.store import Store, open_store
 from data.writer import write_shard
 from get.errors import InputError
@@ -99,18 +100,18 @@ def source(
             yield open_store(folder, tmp_path / "cache")
 
 
-def first_batches(source: str | Path | Store, workers: int = 0) -> list[Batch]:
+def first_batches(source: str | Path | Store, workers: int = 0) -> list[Pairs]:
     order = Order(
         source=source, shards=SHARDS, pairs_per_shard=PAIRS, seed=0, streams=2, batch_size=8
     )
     return list(islice(batches(order, workers=workers), 5))
 
 
-def same(first: list[Batch], second: list[Batch]) -> bool:
+def same(first: list[Pairs], second: list[Pairs]) -> bool:
     return all(
         a is not None and b is not None and torch.equal(a, b)
         for ours, theirs in zip(first, second, strict=True)
-        for a, b in zip(ours, theirs, strict=True)
+        for a, b in zip(vars(ours).values(), vars(theirs).values(), strict=True)
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.pairs import read_manifest, record_path, tar_path
+from data.manifest import read_manifest, record_path, tar_path
 from data.reader import read_shard
 from pipeline import cli, train
 from pipeline.evaluate import read_held_out

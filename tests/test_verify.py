@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.pairs import ImageFormat, Manifest, open_data_set, record_path, tar_path
+from data.manifest import ImageFormat, Manifest, open_data_set, record_path, tar_path
 from data.teachers import SHIPPED, Sampler
 from data.verify import find_damage
 from data.writer import PairSettings, describe, generate_shard, write_shards

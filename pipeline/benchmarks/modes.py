@@ -11,8 +11,7 @@ import matplotlib as mpl
 import torch
 
 from data.files import new_file, read_json, write_json
-from data.pairs import read_manifest
-from data.reader import as_floats, read_shard
+from data.reader import read_shard
 from get.errors import InputError
 from get.losses import IterateLoss
 from get.models import GET
@@ -70,7 +69,6 @@ def main(config: ModesConfig) -> None:
 
 def step_seconds(config: ModesConfig, models: dict[str, GET]) -> dict[str, float]:
     """Return the best seconds of a training step of every trained student, timed in turn."""
-    manifest = read_manifest(config.pairs)
     modules: dict[str, tuple[TrainConfig, IterateLoss]] = {}
     for name, model in models.items():
         train = STUDENTS[name]
@@ -79,15 +77,13 @@ def step_seconds(config: ModesConfig, models: dict[str, GET]) -> dict[str, float
             model.enable_gradient_checkpointing()
         modules[name] = train, training_module(train, model)
     size = STUDENTS[config.reference].global_batch_size
-    shard = read_shard(config.pairs, 0)
-    noise, target = shard.noise[:size], as_floats(shard.images[:size])
-    labels = shard.labels[:size] if manifest.num_classes and shard.labels is not None else None
+    pairs = read_shard(config.pairs, 0).take(slice(size)).as_floats()
     best = dict.fromkeys(models, float("inf"))
     for _ in range(config.repeats):
         for name, (train, module) in modules.items():
             began = time.perf_counter()
             draws = train.jacobian_draws if train.jacobian_weight else 0
-            found = module(noise, labels, target, penalty_draws=draws)
+            found = module(pairs.noise, pairs.labels, pairs.images, penalty_draws=draws)
             found.total(train.iterate_decay, train.jacobian_weight).backward()
             best[name] = min(best[name], time.perf_counter() - began)
     for model in models.values():

@@ -18,7 +18,7 @@ import webdataset
 from torch import Tensor
 
 from data.files import write_json
-from data.pairs import ImageFormat, count_shards, open_data_set, tar_path
+from data.manifest import ImageFormat, count_shards, open_data_set, tar_path
 from data.reader import Order, batches
 from data.teachers import Sampler
 from data.writer import describe, write_shards
@@ -115,7 +115,7 @@ def write(folder: Path, name: str, config: ReaderConfig) -> Order:
 
 def read_ours(order: Order, steps: int, start: int = 0) -> int:
     """Read so many batches with a reader that has nothing in memory; return the pairs read."""
-    return sum(len(batch.noise) for batch in islice(batches(order, start=start), steps))
+    return sum(len(batch) for batch in islice(batches(order, start=start), steps))
 
 
 def read_webdataset(order: Order, batch_size: int) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.pairs import ImageFormat
+from data.manifest import ImageFormat
 from data.teachers import SamplerName
 from get.errors import InputError
 

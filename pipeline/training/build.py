@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from data.pairs import Manifest
+from data.manifest import Manifest
 from data.reader import Order
 from data.store import Source
 from get.equilibrium import Anderson, Implicit, Phantom

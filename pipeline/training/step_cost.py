@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
-from data.pairs import Manifest
+from data.manifest import Manifest
 from get.cost import LiveBytes, Macs, count_macs
 from get.equilibrium import Implicit
 from get.losses import IterateLoss

@@ -12,8 +12,9 @@ from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data.pairs import DamagedShard, Manifest
-from data.reader import Order, Shard, as_floats, read_shard
+from data.manifest import DamagedShard, Manifest
+from data.pairs import Pairs
+from data.reader import Order, read_shard
 from get.images import from_uint8, grid, to_uint8
 from get.metrics import frechet_distance
 from get.metrics.features import Reference
@@ -76,12 +77,12 @@ class Validation:
             self.reference = Reference(network, name, manifest.image_shape, device)
 
     @cached_property
-    def held_out(self) -> Shard | None:
+    def held_out(self) -> Pairs | None:
         """Return the first held-out shard; None if there is none or it is damaged and skipped."""
         if not self.config.holdout_shards:
             return None
         try:
-            return read_shard(self.order.source, self.order.shards)
+            return read_shard(self.order.source, self.order.shards).as_floats()
         except DamagedShard as error:
             if self.skipped is None:
                 raise
@@ -100,7 +101,7 @@ class Validation:
         if self.held_out is None:
             return {}
         made = self._generate(model, self.held_out.noise, self.held_out.labels)
-        figures = {"validation_l1": float((made - as_floats(self.held_out.images)).abs().mean())}
+        figures = {"validation_l1": float((made - self.held_out.images).abs().mean())}
         if (real := self.reference) is not None:
             features = real.features_of(from_uint8(to_uint8(made)))
             figures["validation_fid"] = frechet_distance(features, real.features["training"])

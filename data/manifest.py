@@ -1,0 +1,242 @@
+"""A data set of pairs on disk: names of its files, manifest, records; how they are published.
+
+    manifest.json       what made the pairs; written once, compared ever after
+    pairs-000000.tar    `<9-digit index>.latent.npy`, `.image.png` or `.image.npy`, `.cls`;
+                        packed: stacks of pairs under the first one's index, labels in `.cls.npy`
+    pairs-000000.json   the shard's record, published last: a shard without one does not exist
+
+Any webdataset reader can read the tars. codec.py encodes their members, writer.py writes them,
+reader.py reads them. Importing this file is quick: it needs no torch.
+"""
+
+import json
+import os
+from bisect import bisect_left
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data.store import Cached, Folder, Source, Store, hidden_path, open_store, sync
+from get.errors import InputError
+
+SCHEMA = 1
+ImageFormat = Literal["png", "npy", "npy32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a data set of pairs was made with; two jobs that differ here do not share a folder.
+
+    Attributes:
+        schema: Version of this contract.
+        teacher: The teacher's fingerprint (weights, configuration, sampler settings).
+        sampler: The sampler's settings.
+        evaluations: Network evaluations an image.
+        seed: With an index it names a pair's noise and label (`get/noise.py`).
+        teacher_batch_size: Images the teacher made at once, cut inside each shard.
+        image_shape: Channels, height, width of noise and image.
+        num_classes: Number of classes; None if unlabelled.
+        image_format: Encoding of the images.
+        pairs_per_shard: Pairs a shard.
+        pack: Pairs a member of a tar.
+        execution: The teacher's precision and speed, where not the default.
+        vae: Folder or hub id whose `vae/` decodes the pairs if they are latents; None for images.
+    """
+
+    schema: int = SCHEMA
+    teacher: str
+    sampler: dict[str, Any]
+    evaluations: int
+    seed: int
+    teacher_batch_size: int
+    image_shape: tuple[int, int, int]
+    num_classes: int | None
+    image_format: ImageFormat
+    pairs_per_shard: int
+    pack: int = 1
+    execution: dict[str, Any] = field(default_factory=dict)
+    vae: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """One finished shard.
+
+    Attributes:
+        count: Pairs in it.
+        first_index: Index of its first pair; the others follow.
+        sha256: Of the tar.
+        bytes: Size of the tar.
+    """
+
+    count: int
+    first_index: int
+    sha256: str
+    bytes: int
+
+
+class DamagedShard(InputError):
+    """A shard that is missing or not what its record says; the place answered, though."""
+
+
+def tar_name(shard: int) -> str:
+    """Return the file name of a shard's tar."""
+    return f"pairs-{shard:06d}.tar"
+
+
+def record_name(shard: int) -> str:
+    """Return the file name of a shard's record."""
+    return f"pairs-{shard:06d}.json"
+
+
+def tar_path(folder: Path, shard: int) -> Path:
+    """Return where a shard's tar lies in a local folder."""
+    return folder / tar_name(shard)
+
+
+def record_path(folder: Path, shard: int) -> Path:
+    """Return where a shard's record lies in a local folder."""
+    return folder / record_name(shard)
+
+
+def read_manifest(folder: Source) -> Manifest:
+    """Read and check the manifest of a data set, wherever it lies.
+
+    Raises:
+        InputError: If there is none, or it is of another schema.
+    """
+    try:
+        fields = json.loads(open_store(folder).read("manifest.json"))
+        if (schema := fields.get("schema")) == SCHEMA:
+            return Manifest(**fields | {"image_shape": tuple(fields["image_shape"])})
+    except (
+        OSError,
+        UnicodeError,
+        json.JSONDecodeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise InputError(
+            f"expected pairs in {folder}, got no readable manifest.json; "
+            "make them with pipeline/make_pairs.py"
+        ) from error
+    raise InputError(f"expected schema {SCHEMA} in {folder}, got {schema}")
+
+
+def open_data_set(folder: Path, manifest: Manifest) -> None:
+    """Create a data set, or check that the one in `folder` was made with the same settings.
+
+    Any number of writers may call this at the same time: the first creates the manifest
+    exclusively, the others compare.
+
+    Raises:
+        InputError: If the settings differ, showing how.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "manifest.json"
+    temporary = hidden_path(path)
+    _write_durably(temporary, json.dumps(asdict(manifest), indent=2) + "\n")
+    try:
+        os.link(temporary, path)
+    except (FileExistsError, FileNotFoundError):  # the latter: tidied up by another writer
+        old, new = asdict(read_manifest(folder)), asdict(manifest)
+        different = [
+            f"{k} was {old[k]!r}, is {new[k]!r}"
+            for k in new
+            if old[k] != new[k] and k != "vae"  # the fingerprint names the teacher, not its place
+        ]
+        if different:
+            raise InputError(
+                f"expected the settings of the pairs in {folder}, got: {'; '.join(different)}; "
+                "choose another output_dir"
+            ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_record(folder: Source, shard: int) -> ShardRecord | None:
+    """Return the record of a shard, or None if the shard does not exist (yet).
+
+    Raises:
+        DamagedShard: If it is no record.
+    """
+    store = open_store(folder)
+    try:
+        return ShardRecord(**json.loads(store.read(record_name(shard))))
+    except FileNotFoundError:
+        return None
+    except (UnicodeError, json.JSONDecodeError, TypeError) as error:
+        place = store.place(record_name(shard))
+        raise DamagedShard(
+            f"expected a shard record in {place}, got {type(error).__name__}; "
+            "delete it and run make_pairs.py again"
+        ) from error
+
+
+def publish(folder: Path, shard: int, temporary: Path, record: ShardRecord) -> None:
+    """Rename a finished, synced tar into place, then publish its record."""
+    record_file = record_path(folder, shard)
+    hidden = hidden_path(record_file)
+    try:
+        temporary.replace(tar_path(folder, shard))
+        sync(folder)  # or a power cut might keep the record and lose the tar
+        _write_durably(hidden, json.dumps(asdict(record), indent=2) + "\n")
+        hidden.replace(record_file)
+        sync(folder)
+    except FileNotFoundError:
+        if not record_file.exists():  # or else another writer was first and has tidied up
+            raise
+
+
+def tidy(folder: Path) -> None:
+    """Remove the temporary files killed writers have left of what exists by now.
+
+    A writer that is still at work on one of them has lost nothing: its shard is there.
+    """
+    for path in folder.glob(".*.tmp"):
+        if (folder / path.name[1:].rsplit(".", 2)[0]).exists():
+            path.unlink(missing_ok=True)
+
+
+def count_shards(folder: Source) -> int:
+    """Return the number of finished shards.
+
+    A local folder is listed; elsewhere records are looked up by doubling and bisection, which
+    cannot see a gap (whoever reads the missing shard will).
+
+    Raises:
+        InputError: If there is a gap: a later shard is finished and an earlier one is not.
+    """
+    store = open_store(folder)
+    store = store.store if isinstance(store, Cached) else store
+    if not isinstance(store, Folder):
+        return _count_unlisted(store)
+    shards = sorted(int(p.stem[6:]) for p in store.path.glob("pairs-??????.json"))
+    for expected, shard in enumerate(shards):
+        if shard != expected:
+            raise InputError(
+                f"expected shard {expected} in {folder}, got none although shard {shard} is "
+                "finished; run make_pairs.py to its end"
+            )
+    return len(shards)
+
+
+def _count_unlisted(store: Store) -> int:
+    """Return n where shard n - 1 exists and shard n does not."""
+
+    def exists(shard: int) -> bool:
+        return read_record(store, shard) is not None
+
+    end = 1
+    while exists(end - 1):
+        end *= 2
+    low, high = end // 2, end - 1  # shard low - 1 exists, shard high does not
+    return bisect_left(range(end), True, low, high, key=lambda shard: not exists(shard))
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
