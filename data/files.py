@@ -1,22 +1,44 @@
-"""Files that appear complete under their name, by rename, or not at all."""
+"""Files and folders that appear complete under their name, by rename, or not at all."""
 
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from data.store import sync
 from get.errors import InputError
+
+
+def hidden_path(path: Path) -> Path:
+    """Return a temporary name next to `path`: `.<name>.<32 hexadecimal digits>.tmp`.
+
+    Every writer gets a name of its own; process ids repeat across threads and machines.
+    """
+    return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that appears under its name, by rename, once it is whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    """Yield a temporary folder that appears under its name, by rename, once it is complete.
+
+    One process at a time: it deletes what killed ones left.
+    """
+    for leftover in path.parent.glob(f".{escape(path.name)}.{'?' * 32}.tmp"):
+        shutil.rmtree(leftover)
+    temporary = hidden_path(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -32,9 +54,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; the file appears under its name, by rename, once it is whole."""
+    """Yield a temporary path; the file appears under its name, by rename, once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = hidden_path(path)
     try:
         yield temporary
         sync(temporary)
@@ -53,7 +75,7 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        InputError: If the file is missing or no JSON.
+        InputError: If the file is missing or is not JSON.
     """
     try:
         return json.loads(path.read_text())

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data.store import Cached, Folder, Source, Store, hidden_path, open_store, sync
+from data.files import hidden_path, sync, write_json
+from data.store import Cached, Folder, Source, Store, open_store
 from get.errors import InputError
 
 SCHEMA = 1
@@ -136,8 +137,9 @@ def open_data_set(folder: Path, manifest: Manifest) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manifest.json"
     temporary = hidden_path(path)
-    _write_durably(temporary, json.dumps(asdict(manifest), indent=2) + "\n")
+    temporary.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     try:
+        sync(temporary)
         os.link(temporary, path)
     except (FileExistsError, FileNotFoundError):  # the latter: tidied up by another writer
         old, new = asdict(read_manifest(folder)), asdict(manifest)
@@ -177,12 +179,10 @@ def read_record(folder: Source, shard: int) -> ShardRecord | None:
 def publish(folder: Path, shard: int, temporary: Path, record: ShardRecord) -> None:
     """Rename a finished, synced tar into place, then publish its record."""
     record_file = record_path(folder, shard)
-    hidden = hidden_path(record_file)
     try:
         temporary.replace(tar_path(folder, shard))
         sync(folder)  # or a power cut might keep the record and lose the tar
-        _write_durably(hidden, json.dumps(asdict(record), indent=2) + "\n")
-        hidden.replace(record_file)
+        write_json(record_file, asdict(record))
         sync(folder)
     except FileNotFoundError:
         if not record_file.exists():  # or else another writer was first and has tidied up
@@ -233,10 +233,3 @@ def _count_unlisted(store: Store) -> int:
         end *= 2
     low, high = end // 2, end - 1  # shard low - 1 exists, shard high does not
     return bisect_left(range(end), True, low, high, key=lambda shard: not exists(shard))
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

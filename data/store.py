@@ -11,7 +11,6 @@ of the data set. Stores hold no connections and may be sent to other processes.
 Next: pairs.py says what the files are.
 """
 
-import os
 import re
 import shlex
 import subprocess
@@ -21,13 +20,12 @@ from contextlib import suppress
 from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
-from uuid import uuid4
 
-import fsspec
-
+from data.files import hidden_path
 from get.errors import InputError
 
 TIMEOUT = 30.0  # seconds a web server may be silent
@@ -141,7 +139,7 @@ class ObjectStore(Store):
         """
         super().__init__(source)
         try:
-            fsspec.url_to_fs(source)
+            self._find()
         except (ImportError, ValueError) as error:
             raise InputError(
                 f"expected a source that fsspec can open, got {source}: {error}; "
@@ -150,14 +148,22 @@ class ObjectStore(Store):
 
     def read(self, name: str) -> bytes:
         """Download a file."""
-        # Found anew each time: fsspec keeps one a process, and one made before a fork is no good.
-        system, path = fsspec.url_to_fs(self.source)
+        system, path = self._find()
         try:
             return system.cat_file(f"{path.rstrip('/')}/{name}")
         except FileNotFoundError:
             raise
         except OSError as error:
             raise _unreachable(self.place(name), f"{type(error).__name__}: {error}") from error
+
+    def _find(self) -> tuple[Any, str]:
+        """Return the file system and the path in it.
+
+        Not kept: fsspec has one per process, and one made before a fork does not work after it.
+        """
+        import fsspec  # slow, and few data sets need it
+
+        return fsspec.url_to_fs(self.source)
 
     def place(self, name: str) -> str:
         """Return the address."""
@@ -271,20 +277,6 @@ def open_store(source: Source, cache: Path | None = None) -> Store:
         manifest = b""  # whoever reads it will say so
     name = sha256(store.source.encode() + b"\0" + manifest).hexdigest()[:16]
     return Cached(store, cache / name)
-
-
-def hidden_path(path: Path) -> Path:
-    """Return a temporary name beside `path`; process ids repeat across threads and machines."""
-    return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _named(source: str | Path) -> Store:

@@ -20,6 +20,7 @@ from torch import Tensor
 from webdataset.writer import TarWriter
 
 from data.codec import encode
+from data.files import hidden_path
 from data.manifest import (
     ImageFormat,
     Manifest,
@@ -30,7 +31,6 @@ from data.manifest import (
     tar_path,
 )
 from data.pairs import Pairs
-from data.store import hidden_path
 from data.teachers import Execution, Recorded, Sampler, Teacher, open_teacher
 from get import noise as noises
 from get.errors import InputError
