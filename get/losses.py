@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from get.choices import Loss
 from get.equilibrium import jacobian_penalty
 from get.errors import InputError
-from get.models import GET, Equilibrium, ViT
+from get.models import Equilibrium, Student
 
-Loss = Literal["l1", "l2", "pseudo_huber", "lpips", "dists"]
 HUBER = 0.00054  # times the root of an image's numbers (Sec. 3.3, arXiv:2310.14189)
 PERCEPTUAL_SIZE = 224  # perceptual networks look at images of this side, as in locuslab/get
 
@@ -27,7 +27,7 @@ class Losses(NamedTuple):
 
     Attributes:
         iterates: Mean loss of each iterate, first to last.
-        residual: Mean relative residual of the last state; None for a ViT.
+        residual: Mean relative residual of the last state; None if the model does not iterate.
         penalty: Mean Jacobian penalty |df/dz|_F^2 / d at the last state; None if not asked for.
     """
 
@@ -46,7 +46,7 @@ class IterateLoss(nn.Module):
 
     def __init__(
         self,
-        model: GET | ViT,
+        model: Student,
         loss: Loss = "l1",
         *,
         iterations: int | None = None,
@@ -57,17 +57,20 @@ class IterateLoss(nn.Module):
         Args:
             model: The model to train.
             loss: See `image_loss`.
-            iterations: Iterates of a GET with a loss each; None takes the model's number.
-            equilibrium: How a GET goes on to its converged state, which gets the last loss; None
-                ends with the last iterate.
+            iterations: Iterates with a loss each; None takes the model's number.
+            equilibrium: How the iteration goes on to its converged state, which gets the last
+                loss; None ends with the last iterate.
 
         Raises:
-            InputError: If a ViT is given either of the last two: it solves nothing; or a perceptual
-                loss lacks its package.
+            InputError: If a model that does not iterate is given one of the last two, or a
+                perceptual loss lacks its package.
         """
         super().__init__()
-        if not isinstance(model, GET) and (equilibrium, iterations) != (None, None):
-            raise InputError("expected a GET for an equilibrium, got a ViT; it has no fixed point")
+        if model.iterations is None and (equilibrium, iterations) != (None, None):
+            kind = type(model).__name__
+            raise InputError(
+                f"expected a GET for an equilibrium, got a {kind}; it does not iterate"
+            )
         self.model = model
         self.loss = image_loss(loss)
         self.iterations, self.equilibrium = iterations, equilibrium
@@ -91,24 +94,21 @@ class IterateLoss(nn.Module):
             penalty_draws: Random vectors of the Jacobian penalty; 0 does not compute it.
             generator: Source of those vectors.
         """
-        if isinstance(self.model, GET):
-            found = self.model.trajectory(
-                noise, labels, iterations=self.iterations, z0=z0, equilibrium=self.equilibrium
-            )
-        else:
-            found = self.model.trajectory(noise, labels)
-        losses = torch.stack([self.loss(image, target) for image in found.images])
+        path = self.model.trajectory(
+            noise, labels, iterations=self.iterations, z0=z0, equilibrium=self.equilibrium
+        )
+        losses = torch.stack([self.loss(image, target) for image in path.images])
         penalty = None
-        if penalty_draws and isinstance(self.model, GET):
+        if penalty_draws and path.map is not None:
             with sdpa_kernel(SDPBackend.MATH):  # the one attention that differentiates twice
                 penalty = jacobian_penalty(
-                    self.model.equilibrium_map,
-                    found.states[-1],
-                    inputs=found.inputs,
+                    path.map,
+                    path.states[-1],
+                    inputs=path.inputs,
                     draws=penalty_draws,
                     generator=generator,
                 ).mean()
-        return Losses(losses, found.residual, penalty)
+        return Losses(losses, path.residual, penalty)
 
 
 def image_loss(name: Loss) -> Callable[[Tensor, Tensor], Tensor]:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from get.errors import InputError
 from get.images import to_pil, to_uint8
-from get.models import GET, ViT
+from get.models import Student
 
 
 class GETPipeline(DiffusionPipeline):
-    """One-step generation with a GET or a ViT.
+    """One-step generation with a GET, a ViT or another student.
 
     Args:
         model: The distilled model.
@@ -28,10 +28,10 @@ class GETPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "model->vae"
     _optional_components = ["vae"]  # noqa: RUF012  diffusers' own
-    model: GET | ViT
+    model: Student
     vae: AutoencoderKL | None
 
-    def __init__(self, model: GET | ViT, vae: AutoencoderKL | None = None) -> None:
+    def __init__(self, model: Student, vae: AutoencoderKL | None = None) -> None:
         """Register the components."""
         super().__init__()
         self.register_modules(model=model, vae=vae)
@@ -52,10 +52,10 @@ class GETPipeline(DiffusionPipeline):
         Args:
             batch_size: Number of images; taken from `latents` if those are given.
             class_labels: One class index for all images or one each; None lets a conditional
-                model draw them from the generator, each image's from its own where there are many.
+                model draw them from the generator, or each image's from its own generator.
             generator: Source of the noise, or one an image.
             latents: Unit normal noise of shape (batch, channels, side, side) to use instead.
-            iterations: Iterations of a GET; None takes the model's default.
+            iterations: Number of iterations; None takes the model's own.
             output_type: "pil", "np" (NHWC in [0, 1]) or "pt" (NCHW in [0, 1]).
             return_dict: False returns a plain tuple.
 
@@ -79,14 +79,11 @@ class GETPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         noise = latents.to(device, dtype)
         labels = self._labels(class_labels, count, generator)
-        if isinstance(model, GET):
-            z0 = self._start(model, count, generator)
-            images = model(noise, labels, iterations=iterations, z0=z0)
-        elif iterations is not None:
-            raise InputError("expected no iterations, got some; the model is a ViT")
-        else:
-            images = model(noise, labels)
-        images: Any = self.to_images(images)
+        z0 = None
+        if model.start_shape is not None:  # drawn after the noise
+            shape = (count, *model.start_shape)
+            z0 = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        images: Any = self.to_images(model.images(noise, labels, iterations=iterations, z0=z0))
         if output_type == "pil":
             result = [to_pil(image) for image in to_uint8(images)]
         else:
@@ -135,17 +132,3 @@ class GETPipeline(DiffusionPipeline):
                 f"got {int(labels.min())} to {int(labels.max())}"
             )
         return labels.to(self._execution_device)
-
-    def _start(
-        self,
-        model: GET,
-        batch_size: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-    ) -> Tensor | None:
-        """Draw the start of the iteration after the noise, where the model wants a random one."""
-        if model.z0 != "normal":
-            return None
-        shape = (batch_size, model.tokens, model.width)
-        return randn_tensor(
-            shape, generator=generator, device=self._execution_device, dtype=model.dtype
-        )

@@ -1,4 +1,4 @@
-"""Image of index i under a seed, from a GET or a ViT alike."""
+"""Image of index i under a seed, from any student."""
 
 from collections.abc import Sequence
 
@@ -6,20 +6,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from get.errors import InputError
-from get.models import GET, ViT
+from get.models import Student
 from get.noise import draw_start
 
 
 @torch.no_grad()
 def generate(
-    model: GET | ViT,
+    model: Student,
     noise: Float[Tensor, "batch channels side side"],
     labels: Int[Tensor, " batch"] | None,
     *,
     seed: int,
     indices: Sequence[int],
     iterations: int | None = None,
+    batch_size: int = 256,
 ) -> Float[Tensor, "batch channels side side"]:
     """Make images of given noise; what else is random comes from (seed, index) too.
 
@@ -27,9 +27,10 @@ def generate(
         model: The distilled model.
         noise: Unit normal noise.
         labels: Class indices; None exactly if the model is unconditional.
-        seed: Names, with `indices`, the random start of a GET whose `z0` is "normal".
+        seed: Names, with `indices`, the random starts of a model that draws them.
         indices: One a sample.
-        iterations: Iterations of a GET; None takes the model's default.
+        iterations: Number of iterations; None takes the model's own.
+        batch_size: Images at once; has no influence on them.
 
     Returns:
         Images on the CPU, nominally in [-1, 1].
@@ -37,20 +38,18 @@ def generate(
     Raises:
         InputError: If the arguments do not fit the model.
     """
-    noise = noise.to(model.device)
-    labels = None if labels is None else labels.to(model.device)
-    if not isinstance(model, GET):
-        if iterations is not None:
-            raise InputError("expected no iterations, got some; a ViT has none")
-        return model(noise, labels).float().cpu()
-    z0 = random_start(model, seed, indices)
-    return model(noise, labels, iterations=iterations, z0=z0).float().cpu()
+    parts = []
+    for at in range(0, len(noise), batch_size):
+        rows = slice(at, at + batch_size)
+        classes = None if labels is None else labels[rows].to(model.device)
+        z0 = random_start(model, seed, indices[rows])
+        images = model.images(noise[rows].to(model.device), classes, iterations=iterations, z0=z0)
+        parts.append(images.float().cpu())
+    return torch.cat(parts)
 
 
-def random_start(
-    model: GET, seed: int, indices: Sequence[int]
-) -> Float[Tensor, "batch tokens width"] | None:
-    """Return the start of the iteration of samples (seed, index); None if it is not random."""
-    if model.z0 != "normal":
+def random_start(model: Student, seed: int, indices: Sequence[int]) -> Tensor | None:
+    """Return the random starts of samples (seed, index), or None if the model draws none."""
+    if model.start_shape is None:
         return None
-    return draw_start(seed, indices, (model.tokens, model.width)).to(model.device)
+    return draw_start(seed, indices, model.start_shape).to(model.device)

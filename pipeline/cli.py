@@ -1,4 +1,4 @@
-"""What every script's command line does: recipe and flags to a config, one line for bad input.
+"""What every script's command line does: name and flags to settings, one line for bad input.
 
 Exit codes: 0 only when the work is whole, 2 for bad input, 1 for a run that failed, 128 + signal
 after a signal (the state was saved).
@@ -8,19 +8,18 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from types import FrameType
 from typing import NoReturn, Self, TypeVar
 
-import torch
 import tyro
-from accelerate import Accelerator, DistributedType
-from diffusers.utils.logging import disable_progress_bar
 from tqdm import tqdm
 
 from get.errors import InputError
+from pipeline.recipes import RECIPES, Recipe
+from pipeline.recipes.recipe import load
 
 Config = TypeVar("Config")
 
@@ -28,9 +27,6 @@ RESOURCE_ERRORS = (
     *(errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EFBIG),
     *(errno.EIO, errno.ESTALE, errno.ENOTCONN),  # a mount that has gone
 )
-
-
-SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
 
 
 class Failed(RuntimeError):
@@ -72,30 +68,33 @@ class Signals:
         sys.exit(128 + number)
 
 
-def run(
-    main: Callable[[Config], None], table: Mapping[str, Config], default: str | None = None
+def check_arguments(
+    settings: Callable[[Mapping[str, Recipe]], Mapping[str, object]], default: str | None = None
 ) -> None:
-    """Parse `SCRIPT RECIPE --flag value`, call `main` with the config, turn errors into codes.
+    """Answer `--help` and typing errors now; scripts call this before they import torch."""
+    end_with_code(lambda: parse(settings, default))
+
+
+def run(
+    main: Callable[[Config], None],
+    settings: Callable[[Mapping[str, Recipe]], Mapping[str, Config]],
+    default: str | None = None,
+) -> None:
+    """Parse the command line, call `main` with the settings, turn errors into exit codes.
 
     Args:
         main: The script's work.
-        table: Its recipes.
-        default: The recipe that flags alone start from, for scripts where a recipe says little.
+        settings: See `parse`.
+        default: See `parse`.
     """
-    arguments = sys.argv[1:]
-    flags_alone = arguments and arguments[0].startswith("--") and arguments[0] != "--help"
-    given = [default, *arguments] if default and flags_alone else arguments
-    _end_with_code(lambda: main(_parse(table, given)))
+    from diffusers.utils.logging import disable_progress_bar
 
-
-def run_alone(main: Callable[[Config], None], kind: type[Config]) -> None:
-    """Do the same for a script without recipes, whose arguments are the fields of `kind`."""
-    summary = (kind.__doc__ or "").split("\n")[0]
-    _end_with_code(lambda: main(_in_one_line(lambda: tyro.cli(kind, description=summary))))
-
-
-def _end_with_code(work: Callable[[], None]) -> None:
     disable_progress_bar()  # diffusers shows one for every file it loads
+    end_with_code(lambda: main(parse(settings, default)))
+
+
+def end_with_code(work: Callable[[], object]) -> None:
+    """Do the work of a script; turn errors into one line and an exit code."""
     name = os.path.splitext(os.path.basename(sys.argv[0]))[0]  # noqa: PTH119, PTH122
     try:
         work()
@@ -111,28 +110,6 @@ def _end_with_code(work: Callable[[], None]) -> None:
         _end(name, f"expected to write {error.filename}, got: {error.strerror}", 2)
 
 
-def check_processes(accelerator: Accelerator, at_most: int | None = None) -> None:
-    """Stop if fewer processes work together than were launched, more than can, or in another way.
-
-    Raises:
-        InputError: Then; see docs of accelerate: `--cpu --num_processes 2` starts one process, and
-            torchrun without ACCELERATE_USE_CPU=1 starts processes that do not know each other.
-    """
-    launched, together = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
-    if launched != together:
-        raise InputError(
-            f"expected {launched} processes to work together, got {together}; on CPUs launch with "
-            "ACCELERATE_USE_CPU=1 torchrun --standalone --nproc_per_node N -m pipeline.NAME"
-        )
-    if (way := accelerator.distributed_type) in SHARDED:
-        raise InputError(
-            f"expected whole weights on every process, as DDP keeps them, got {way.value}; "
-            "launch without it: saving and averaging sharded weights is not built"
-        )
-    if at_most and together > at_most:
-        raise InputError(f"expected at most {at_most} process, got {together}")
-
-
 def progress_bar(total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True) -> tqdm:
     """Return a bar with rate and time left; in a log file it writes a line now and then only."""
     return tqdm(
@@ -146,49 +123,72 @@ def progress_bar(total: int, what: str, unit: str, *, initial: int = 0, shown: b
     )
 
 
-def local_main() -> bool:
-    """Say whether this is the process that talks on its machine."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+def parse(
+    settings: Callable[[Mapping[str, Recipe]], Mapping[str, Config]], default: str | None = None
+) -> Config:
+    """Return the settings that the command line asks for: `SCRIPT NAME --flag value ...`.
+
+    Args:
+        settings: Gives the script's settings by name (`pipeline/recipes/recipe.py`).
+        default: The name that flags alone start from, for scripts where it says little.
+
+    Raises:
+        InputError: If there are no such settings or the recipe file has none.
+    """
+    arguments = sys.argv[1:]
+    if source := _take(arguments, "--recipes"):
+        RECIPES.update(load(source))
+    table = settings(RECIPES)
+    if default and arguments and arguments[0].startswith("--") and arguments[0] != "--help":
+        arguments.insert(0, default)
+    name = arguments[0] if arguments else "nothing"
+    if name in ("-h", "--help"):
+        print(f"usage: NAME [--recipes FILE.py] [--flag value ...]\n\nNAME: {', '.join(table)}\n")
+        print("NAME --help shows its flags and their values")
+        sys.exit()
+    if name not in table:
+        raise InputError(f"expected a name ({', '.join(table)}), got {name}; --help explains")
+    return parse_flags(type(table[name]), table[name], arguments[1:])
 
 
-def local_device() -> torch.device:
-    """Return this process's GPU, or the CPU, for scripts without collectives."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+def parse_flags(
+    kind: type[Config], default: Config | None = None, arguments: Sequence[str] | None = None
+) -> Config:
+    """Return settings of one kind from flags; a setting's own complaint is one line.
 
-
-def _parse(table: Mapping[str, Config], arguments: list[str]) -> Config:
-    first = arguments[0] if arguments else ""
-    if not first:
-        raise InputError(f"expected a recipe ({', '.join(table)}), got none; --help explains")
-    if first not in table and not first.startswith("-"):
-        raise InputError(f"expected a recipe ({', '.join(table)}), got {first!r}")
-    choices = {
-        name: ((type(config).__doc__ or "").split("\n")[0], config)
-        for name, config in table.items()
-    }
-    return _in_one_line(
-        lambda: tyro.extras.overridable_config_cli(
-            choices, args=arguments, config=(tyro.conf.AvoidSubcommands,)
-        )
-    )
-
-
-def _in_one_line(parse: Callable[[], Config]) -> Config:
-    """Let a config's own complaint through instead of the box that tyro draws around it."""
+    Args:
+        kind: The dataclass of the settings.
+        default: What flags change; None starts from the defaults of `kind`.
+        arguments: The flags; None takes the command line's.
+    """
     screen = sys.stderr
-    with redirect_stderr(StringIO()) as told:
+    with redirect_stderr(StringIO()) as shown:
         try:
-            return parse()
+            return tyro.cli(
+                kind,
+                args=arguments,
+                description=(kind.__doc__ or "").split("\n")[0],
+                config=(tyro.conf.AvoidSubcommands,),
+                default=tyro.MISSING_NONPROP if default is None else default,
+            )
         except SystemExit as stop:
             error: BaseException | None = stop
             while error is not None and not isinstance(error, InputError):
                 error = error.__context__
             if error is not None:
                 raise error from None
-            print(told.getvalue(), end="", file=screen)
+            print(shown.getvalue(), end="", file=screen)
             raise
+
+
+def _take(arguments: list[str], flag: str) -> str | None:
+    """Remove a flag and its value from the arguments; return the value."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return arguments.pop(i).split("=", 1)[1]
+        if argument == flag and i + 1 < len(arguments):
+            return [arguments.pop(i), arguments.pop(i)][1]
+    return None
 
 
 def _end(name: str, message: str, code: int) -> None:

@@ -5,6 +5,13 @@ radius of the Jacobian at the solution, and how the evaluations to convergence s
 The FID against iterations is in evaluate.py.
 """
 
+from pipeline import cli
+from pipeline.recipes.recipe import diagnoses
+
+if __name__ == "__main__":
+    cli.check_arguments(diagnoses)
+
+
 from typing import Any
 
 import matplotlib as mpl
@@ -17,10 +24,9 @@ from get.errors import InputError
 from get.models import GET
 from get.noise import draw
 from get.sampling import random_start
-from pipeline import cli
+from pipeline.jobs.processes import local_device
 from pipeline.jobs.provenance import provenance
 from pipeline.jobs.students import load_student, weights_hash
-from pipeline.recipes import DIAGNOSES
 from pipeline.recipes.settings_measure import DiagnoseConfig
 
 SOLVERS = {"picard": Picard(), "anderson": Anderson(), "broyden": Broyden()}
@@ -28,7 +34,7 @@ SOLVERS = {"picard": Picard(), "anderson": Anderson(), "broyden": Broyden()}
 
 def main(config: DiagnoseConfig) -> None:
     """Diagnose a GET on fresh noise."""
-    model = load_student(config.model, cli.local_device())
+    model = load_student(config.model, local_device())
     if not isinstance(model, GET):
         raise InputError(f"expected a GET in {config.model}, got a ViT; it iterates nothing")
     diagnosis = diagnose(model, config)
@@ -131,4 +137,4 @@ def plot(config: DiagnoseConfig, diagnosis: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, DIAGNOSES, default="digits")
+    cli.run(main, diagnoses, default="digits")

@@ -1,12 +1,19 @@
-"""Measure students beside their teacher: distances from real images, memorisation, cost, speed.
+"""Compare students with their teacher: distances from real images, memorisation, cost, speed.
 
-Teacher and students are compared on the same noise: that of the held-out pairs, which no student
-has seen; the teacher's images are those pairs themselves. One JSON a model. Next: report.py.
+All make images of the same noise: that of the held-out pairs, which no student has seen. The
+teacher's images are those pairs themselves. One JSON per model. Next: report.py.
 """
+
+from pipeline import cli
+from pipeline.recipes.recipe import evaluations
+
+if __name__ == "__main__":
+    cli.check_arguments(evaluations)
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,43 +23,70 @@ from data.files import new_file, read_json, write_json
 from data.manifest import Manifest, count_shards, read_manifest
 from data.pairs import Pairs
 from data.reader import read_shard
-from data.teachers import DiffusersTeacher, EdmTeacher, Execution, Sampler, open_teacher
+from data.real.features import RealFeatures
+from data.teachers.open import open_teacher
+from data.teachers.settings import Execution, Sampler
+from data.teachers.teacher import Teacher
 from get.cost import count_macs, count_parameters, images_per_second
 from get.errors import InputError
 from get.images import from_uint8, grid, to_uint8
-from get.metrics import features_of, nearest_distance, score
-from get.metrics.features import Reference
-from get.models import GET, ViT
+from get.metrics import nearest_distance, score
+from get.models import Student
 from get.sampling import generate
-from pipeline import cli
+from pipeline.jobs.processes import local_device
 from pipeline.jobs.provenance import provenance
 from pipeline.jobs.students import load_student, weights_hash
-from pipeline.recipes import EVALUATIONS
 from pipeline.recipes.settings_measure import EvaluateConfig
 
-SHOWN = 3  # images a class in the picture
+SHOWN = 3  # images per class in the picture
+
+Measured = tuple[dict[str, Any], Tensor]  # figures, and the images they are of
 
 
-def measure_images(
-    reference: Reference, images: Tensor, labels: Tensor | None
-) -> dict[str, object]:
-    """Return every score of generated images (as 8-bit PNGs would hold them)."""
-    images = from_uint8(to_uint8(images))
-    features = reference.features_of(images)
-    result: dict[str, object] = {
-        split: asdict(score(features, real)) for split, real in reference.features.items()
-    }
-    if labels is not None:
-        device = reference.network.device
-        logits = features_of(
-            lambda x: reference.network(x.to(device)), images, reference.batch_size
-        )
-        result["class_accuracy"] = float((logits.argmax(1) == labels).double().mean())
-    training = reference.images["training"]
-    result["nearest_training_image"] = float(nearest_distance(images, training).mean())
-    real = nearest_distance(reference.images["held_out"], training)
-    result["nearest_training_image_of_held_out"] = float(real.mean())
-    return result
+def main(config: EvaluateConfig) -> None:
+    """Evaluate the teacher and every run whose JSON is missing or out of date."""
+    device = local_device()
+    manifest = read_manifest(config.pairs)
+    held_out, first_index = read_held_out(config, manifest)
+    real = RealFeatures(
+        config.feature_network, config.real_images, manifest.image_shape, device, config.batch_size
+    )
+    teacher = open_their_teacher(config, manifest, device)
+    students = load_students(config, manifest, device)
+    weights = {"teacher": manifest.teacher}
+    weights |= {run.name: weights_hash(run) for run in config.runs}
+    evaluation = Evaluation(config, manifest, held_out, first_index, real)
+    missing = [name for name in weights if not evaluation.is_measured(name, weights[name])]
+    if not missing:
+        print(f"measurements {config.output_dir}: all made; nothing to do")
+        return
+
+    # Speeds are measured in one process, one after the other: only their ratios mean anything.
+    part = held_out.take(slice(config.batch_size))
+    teacher_rate = images_per_second(lambda: teacher(part.noise, part.labels), len(part))
+    passes = sum(len(iterations_of(config, students.get(name))) for name in missing)
+    bar = cli.progress_bar(passes * config.num_images, "evaluate", "image")
+    with cli.Signals() as signals, bar:
+
+        def progress(count: int) -> None:
+            bar.update(count)
+            if signals.received:  # the current model's measurements are dropped
+                bar.close()
+                signals.exit(signals.received, f"complete measurements are in {config.output_dir}")
+
+        for name in missing:
+            if name == "teacher":
+                figures, images = evaluation.of_teacher(teacher, teacher_rate)
+                progress(len(images))
+            else:
+                run = next(run for run in config.runs if run.name == name)
+                student = students[name]
+                figures, images = evaluation.of_student(student, run, teacher_rate, progress)
+            save_picture(config.output_dir / f"{name}.png", images, held_out.labels)
+            inputs = evaluation.inputs(weights[name])
+            whole = {"name": name, "inputs": inputs, **figures, **provenance()}
+            write_json(config.output_dir / f"{name}.json", whole)
+    print(f"measurements {config.output_dir}")
 
 
 @dataclass(frozen=True)
@@ -63,10 +97,10 @@ class Evaluation:
     manifest: Manifest
     held_out: Pairs
     first_index: int
-    reference: Reference
+    real: RealFeatures
 
-    def of(self, weights: str) -> dict[str, object]:
-        """Return what a measurement measures; while that stands it is not made again."""
+    def inputs(self, weights: str) -> dict[str, object]:
+        """Return all that a measurement depends on."""
         return {
             "weights": weights,
             "iterations": list(self.config.iterations),
@@ -78,16 +112,105 @@ class Evaluation:
             "first_index": self.first_index,
         }
 
+    def is_measured(self, name: str, weights: str) -> bool:
+        """Say whether a model's JSON exists and was made from these inputs."""
+        path = self.config.output_dir / f"{name}.json"
+        return path.exists() and read_json(path).get("inputs") == self.inputs(weights)
 
-def main(config: EvaluateConfig) -> None:
-    """Evaluate the teacher and every run that has not been evaluated as it is now."""
-    device = cli.local_device()
-    manifest = read_manifest(config.pairs)
-    held_out, first_index = read_held_out(config, manifest)
-    reference = Reference(
-        config.feature_network, config.real_images, manifest.image_shape, device, config.batch_size
-    )
-    evaluation = Evaluation(config, manifest, held_out, first_index, reference)
+    def of_teacher(self, teacher: Teacher, rate: float) -> Measured:
+        """Measure the teacher by the held-out pairs it has already made."""
+        images, first = self.held_out.images, self.held_out.take(slice(1))
+        card = Path(self.config.teacher) / "card.json"
+        return {
+            "kind": "teacher",
+            "parameters": count_parameters(teacher.network),
+            "evaluations": teacher.evaluations,
+            "train_seconds": read_json(card)["train_seconds"] if card.exists() else None,
+            "macs": count_macs(lambda: teacher(first.noise, first.labels)),
+            "images_per_second": rate,
+            **self.scores(images),
+        }, images
+
+    def of_student(
+        self,
+        student: Student,
+        folder: Path,
+        teacher_rate: float,
+        progress: Callable[[int], object],
+    ) -> Measured:
+        """Measure one run; a student that iterates at every number of iterations."""
+        measured = {}
+        for iterations in iterations_of(self.config, student):
+            measured[iterations] = self._at(student, iterations, teacher_rate)
+            progress(len(self.held_out))
+        run = read_json(folder / "finished.json")
+        figures, images = measured[student.iterations]
+        if student.iterations is not None:
+            by_iterations = {k: at for k, (at, _) in measured.items()}
+            figures = {"default_iterations": student.iterations, "by_iterations": by_iterations}
+        return {
+            "kind": type(student).__name__,
+            "parameters": count_parameters(student),
+            "evaluations": 1,
+            "train_seconds": run["seconds"],
+            "train_steps": run["steps"],
+            **figures,
+        }, images
+
+    def _at(self, student: Student, iterations: int | None, teacher_rate: float) -> Measured:
+        """Measure a student at one number of iterations."""
+
+        def make(pairs: Pairs) -> Tensor:
+            return generate(
+                student,
+                pairs.noise,
+                pairs.labels,
+                seed=self.manifest.seed,
+                indices=range(self.first_index, self.first_index + len(pairs)),
+                iterations=iterations,
+                batch_size=self.config.batch_size,
+            )
+
+        images, one = make(self.held_out), self.held_out.take(slice(1))
+        batch = self.held_out.take(slice(self.config.batch_size))
+        rate = images_per_second(lambda: make(batch), len(batch))
+        return {
+            "macs": count_macs(lambda: make(one)),
+            "images_per_second": rate,
+            "speedup_over_teacher": rate / teacher_rate,
+            "l1_to_teacher": float((images - self.held_out.images).abs().mean()),
+            **self.scores(images),
+        }, images
+
+    def scores(self, images: Tensor) -> dict[str, object]:
+        """Return every score of generated images (as 8-bit PNGs would hold them)."""
+        images, real = from_uint8(to_uint8(images)), self.real
+        features = real.features_of(images)
+        scores: dict[str, object] = {
+            split: asdict(score(features, of_split)) for split, of_split in real.features.items()
+        }
+        if self.held_out.labels is not None:
+            scores["class_accuracy"] = real.class_accuracy(images, self.held_out.labels)
+        training = real.images["training"]
+        scores["nearest_training_image"] = float(nearest_distance(images, training).mean())
+        held_out = nearest_distance(real.images["held_out"], training)
+        scores["nearest_training_image_of_held_out"] = float(held_out.mean())
+        return scores
+
+
+def iterations_of(config: EvaluateConfig, student: Student | None) -> list[int | None]:
+    """Return the numbers of iterations to measure at; [None] for what does not iterate."""
+    if student is None or student.iterations is None:
+        return [None]
+    return [*sorted({*config.iterations, student.iterations})]
+
+
+def open_their_teacher(config: EvaluateConfig, manifest: Manifest, device: torch.device) -> Teacher:
+    """Open the teacher that made the pairs.
+
+    Raises:
+        InputError: If the teacher named is another one.
+    """
     sampler, execution = Sampler(**manifest.sampler), Execution(**manifest.execution)
     teacher = open_teacher(config.teacher, sampler, device, execution)
     if teacher.fingerprint != manifest.teacher:
@@ -95,57 +218,28 @@ def main(config: EvaluateConfig) -> None:
             f"expected the teacher that made {config.pairs}, got {config.teacher}, another one; "
             "name the right one with --teacher"
         )
-    weights = {"teacher": manifest.teacher}
-    students = {}
+    return teacher
+
+
+def load_students(
+    config: EvaluateConfig, manifest: Manifest, device: torch.device
+) -> dict[str, Student]:
+    """Load the students of all runs, by the names of the runs.
+
+    Raises:
+        InputError: If two runs share a name or one was trained on other images.
+    """
+    students: dict[str, Student] = {}
     for run in config.runs:
-        if run.name in weights:
+        if run.name in ("teacher", *students):
             raise InputError(f"expected runs of different names, got {run.name} twice; rename one")
-        students[run.name] = model = load_student(run, device)
-        weights[run.name] = weights_hash(run)
-        shape = (model.channels, model.image_size, model.image_size)
-        if shape != manifest.image_shape:
+        students[run.name] = student = load_student(run, device)
+        if student.image_shape != manifest.image_shape:
             raise InputError(
-                f"expected a model of {manifest.image_shape} images in {run}, got one of {shape}; "
-                "it was trained on other pairs"
+                f"expected a model of {manifest.image_shape} images in {run}, got one of "
+                f"{student.image_shape}; it was trained on other pairs"
             )
-    done = [
-        name
-        for name, value in weights.items()
-        if (path := config.output_dir / f"{name}.json").exists()
-        and read_json(path)["of"] == evaluation.of(value)
-    ]
-    if len(done) == len(weights):
-        print(f"measurements {config.output_dir}: all made; nothing to do")
-        return
-
-    # Speeds are measured side by side in one process: only their ratios mean anything.
-    size = min(config.batch_size, config.num_images)
-    part = held_out.take(slice(size))
-    teacher_rate = images_per_second(lambda: teacher(part.noise, part.labels), size)
-    missing = [name for name in weights if name not in done]
-    passes = sum(len(iterations_of(config, students.get(name))) for name in missing)
-    bar = cli.progress_bar(passes * config.num_images, "evaluate", "image")
-    with cli.Signals() as signals, bar:
-
-        def progress(count: int) -> None:
-            bar.update(count)
-            if signals.received:  # the model in hand is dropped
-                bar.close()
-                signals.exit(signals.received, f"whole measurements are in {config.output_dir}")
-
-        for name in missing:
-            if name == "teacher":
-                result, images = evaluate_teacher(evaluation, teacher, teacher_rate)
-                progress(len(images))
-            else:
-                run = next(run for run in config.runs if run.name == name)
-                result, images = evaluate_student(
-                    evaluation, students[name], run, teacher_rate, progress
-                )
-            save_picture(config.output_dir / f"{name}.png", images, held_out.labels)
-            whole = {"name": name, "of": evaluation.of(weights[name]), **result, **provenance()}
-            write_json(config.output_dir / f"{name}.json", whole)
-    print(f"measurements {config.output_dir}")
+    return students
 
 
 def read_held_out(config: EvaluateConfig, manifest: Manifest) -> tuple[Pairs, int]:
@@ -155,10 +249,10 @@ def read_held_out(config: EvaluateConfig, manifest: Manifest) -> tuple[Pairs, in
         InputError: If there are fewer.
     """
     first = count_shards(config.pairs) - config.holdout_shards
-    found = config.holdout_shards * manifest.pairs_per_shard
-    if first < 0 or found < config.num_images:
+    count = config.holdout_shards * manifest.pairs_per_shard
+    if first < 0 or count < config.num_images:
         raise InputError(
-            f"expected {config.num_images} held-out pairs in {config.pairs}, got {max(found, 0)} "
+            f"expected {config.num_images} held-out pairs in {config.pairs}, got {max(count, 0)} "
             f"in {config.holdout_shards} shards; make more pairs or ask for fewer images"
         )
     needed = -(-config.num_images // manifest.pairs_per_shard)
@@ -167,87 +261,12 @@ def read_held_out(config: EvaluateConfig, manifest: Manifest) -> tuple[Pairs, in
     return chosen, first * manifest.pairs_per_shard
 
 
-def evaluate_teacher(
-    evaluation: Evaluation, teacher: DiffusersTeacher | EdmTeacher, rate: float
-) -> tuple[dict, Tensor]:
-    """Measure the teacher by the held-out pairs it has already made."""
-    held_out, card = evaluation.held_out, Path(evaluation.config.teacher) / "card.json"
-    images, first = held_out.images, held_out.take(slice(1))
-    return {
-        "kind": "teacher",
-        "parameters": count_parameters(teacher.network),
-        "evaluations": teacher.evaluations,
-        "train_seconds": read_json(card)["train_seconds"] if card.exists() else None,
-        "macs": count_macs(lambda: teacher(first.noise, first.labels)),
-        "images_per_second": rate,
-        **measure_images(evaluation.reference, images, held_out.labels),
-    }, images
-
-
-def iterations_of(config: EvaluateConfig, model: GET | ViT | None) -> list[int | None]:
-    """Return the numbers of iterations at which a model is measured; a teacher or ViT once."""
-    if not isinstance(model, GET):
-        return [None]
-    return [*sorted({*config.iterations, model.iterations})]
-
-
-def evaluate_student(
-    evaluation: Evaluation,
-    model: GET | ViT,
-    folder: Path,
-    teacher_rate: float,
-    progress: Callable[[int], object],
-) -> tuple[dict, Tensor]:
-    """Measure one run, a GET at every number of iterations; return figures and images."""
-    held_out = evaluation.held_out
-    target, size = held_out.images, evaluation.config.batch_size
-
-    def make(iterations: int | None, start: int, count: int) -> Tensor:
-        part, index = held_out.take(slice(start, start + count)), evaluation.first_index + start
-        return generate(
-            model,
-            part.noise,
-            part.labels,
-            seed=evaluation.manifest.seed,
-            indices=range(index, index + len(part)),
-            iterations=iterations,
-        )
-
-    def measure(iterations: int | None) -> tuple[dict, Tensor]:
-        images = torch.cat([make(iterations, at, size) for at in range(0, len(target), size)])
-        progress(len(images))
-        rate = images_per_second(lambda: make(iterations, 0, size), min(size, len(target)))
-        return {
-            "macs": count_macs(lambda: make(iterations, 0, 1)),
-            "images_per_second": rate,
-            "speedup_over_teacher": rate / teacher_rate,
-            "l1_to_teacher": float((images - target).abs().mean()),
-            **measure_images(evaluation.reference, images, held_out.labels),
-        }, images
-
-    run = read_json(folder / "finished.json")
-    result = {
-        "kind": type(model).__name__,
-        "parameters": count_parameters(model),
-        "evaluations": 1,
-        "train_seconds": run["seconds"],
-        "train_steps": run["steps"],
-    }
-    if isinstance(model, ViT):
-        figures, images = measure(None)
-        return result | figures, images
-    made = {k: measure(k) for k in iterations_of(evaluation.config, model)}
-    by_iterations = {k: figures for k, (figures, _) in made.items()}
-    result |= {"default_iterations": model.iterations, "by_iterations": by_iterations}
-    return result, made[model.iterations][1]
-
-
 def save_picture(
     path: Path,
     images: Float[Tensor, "batch channels height width"],
     labels: Int[Tensor, " batch"] | None,
 ) -> None:
-    """Write the first images of every class, a column a class; nothing for latents."""
+    """Write the first images of every class, one class per column; nothing for latents."""
     if images.shape[1] not in (1, 3):
         return
     if labels is None:
@@ -263,4 +282,4 @@ def save_picture(
 
 
 if __name__ == "__main__":
-    cli.run(main, EVALUATIONS)
+    cli.run(main, evaluations)

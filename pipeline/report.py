@@ -4,6 +4,13 @@ Reads what evaluate.py wrote and types no number itself; with `--readme README.m
 between the marks `<!-- table:RECIPE -->` and `<!-- end -->` of that file is renewed.
 """
 
+from pipeline import cli
+from pipeline.recipes.recipe import reports
+
+if __name__ == "__main__":
+    cli.check_arguments(reports)
+
+
 import json
 import re
 from dataclasses import dataclass
@@ -13,13 +20,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data.files import new_file, read_json
 from get.errors import InputError
-from pipeline import cli
 from pipeline.benchmarks import memory as benchmark_memory
 from pipeline.benchmarks import modes as benchmark_modes
 from pipeline.benchmarks import seeds as benchmark_seeds
 from pipeline.benchmarks import solvers as benchmark_solvers
 from pipeline.benchmarks import train as benchmark_train
-from pipeline.recipes import REPORTS
 from pipeline.recipes.settings_measure import ReportConfig
 
 ORDER = ("teacher", "GET", "ViT")
@@ -256,4 +261,4 @@ def caption(model: dict) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, REPORTS)
+    cli.run(main, reports)

@@ -4,6 +4,13 @@ Image i of a seed is the same for any batch size and number of processes (to one
 Under torchrun every process makes its share; running it again makes only what is missing.
 """
 
+from pipeline import cli
+from pipeline.recipes.recipe import samples
+
+if __name__ == "__main__":
+    cli.check_arguments(samples, default="digits")
+
+
 import os
 from pathlib import Path
 
@@ -15,9 +22,8 @@ from get.errors import InputError
 from get.images import from_pil, grid, to_pil, to_uint8
 from get.noise import draw
 from get.sampling import generate
-from pipeline import cli
+from pipeline.jobs.processes import local_device, local_main
 from pipeline.jobs.students import load_pipeline, weights_hash
-from pipeline.recipes import SAMPLES
 from pipeline.recipes.settings_make import SampleConfig
 
 GRID = 100  # images of the grid at most
@@ -26,7 +32,7 @@ GRID = 100  # images of the grid at most
 def main(config: SampleConfig) -> None:
     """Write the images that are missing."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    pipeline = load_pipeline(config.model, cli.local_device())
+    pipeline = load_pipeline(config.model, local_device())
     model = pipeline.model
     if model.channels not in (1, 3) and pipeline.vae is None:
         raise InputError(f"expected a model of 1 or 3 channels for PNGs, got {model.channels}")
@@ -46,12 +52,11 @@ def main(config: SampleConfig) -> None:
     missing = [
         i for i in range(rank, config.num_images, world) if not image_path(config, i).exists()
     ]
-    bar = cli.progress_bar(len(missing), "sample", "image", shown=cli.local_main())
+    bar = cli.progress_bar(len(missing), "sample", "image", shown=local_main())
     with cli.Signals() as signals, bar:
         for at in range(0, len(missing), config.batch_size):
             indices = missing[at : at + config.batch_size]
-            shape = (model.channels, model.image_size, model.image_size)
-            noise, labels = draw(config.seed, indices, shape, model.num_classes)
+            noise, labels = draw(config.seed, indices, model.image_shape, model.num_classes)
             if classes:
                 labels = torch.tensor([classes[i % len(classes)] for i in indices])
             images = generate(
@@ -116,4 +121,4 @@ def write_grid(config: SampleConfig) -> Path:
 
 
 if __name__ == "__main__":
-    cli.run(main, SAMPLES, default="digits")
+    cli.run(main, samples, default="digits")

@@ -4,6 +4,13 @@ Sees the training part only; its accuracy on the held-out part stands in its car
 Next: evaluate.py.
 """
 
+from pipeline import cli
+from pipeline.recipes.recipe import classifiers
+
+if __name__ == "__main__":
+    cli.check_arguments(classifiers)
+
+
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -16,13 +23,12 @@ from data.real import Labelled, real_images
 from get.cost import count_parameters
 from get.ema import EMA
 from get.errors import InputError
-from get.models.classifier import Classifier
+from get.metrics.classifier import Classifier
 from get.noise import step_seed
-from pipeline import cli
 from pipeline.jobs.card import write_card
 from pipeline.jobs.checkpoints import TrainState
+from pipeline.jobs.processes import check_processes
 from pipeline.jobs.run import Run
-from pipeline.recipes import CLASSIFIERS
 from pipeline.recipes.settings_make import ClassifierConfig
 
 NOISE = 0.1  # standard deviation of the noise added to training images
@@ -31,7 +37,7 @@ NOISE = 0.1  # standard deviation of the noise added to training images
 def main(config: ClassifierConfig) -> None:
     """Train; the same command continues an unfinished run and does nothing after a finished one."""
     accelerator = Accelerator()
-    cli.check_processes(accelerator, at_most=1)
+    check_processes(accelerator, at_most=1)
     training = real_images(config.train_data_dir, "training")
     images, labels = training.images.to(accelerator.device), training.labels.to(accelerator.device)
     if int(labels.max()) == 0:
@@ -110,4 +116,4 @@ def accuracy(model: Classifier, data: Labelled) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main, CLASSIFIERS)
+    cli.run(main, classifiers)

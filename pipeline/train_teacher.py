@@ -5,6 +5,13 @@ README.md card tells command, seed and figures. `--check` only checks such a fol
 Next: make_pairs.py.
 """
 
+from pipeline import cli
+from pipeline.recipes.recipe import teachers
+
+if __name__ == "__main__":
+    cli.check_arguments(teachers)
+
+
 from pathlib import Path
 
 import torch
@@ -21,11 +28,10 @@ from get.cost import count_parameters
 from get.ema import EMA
 from get.errors import InputError
 from get.noise import draw, step_seed
-from pipeline import cli
 from pipeline.jobs.card import check_card, write_card
 from pipeline.jobs.checkpoints import TrainState
+from pipeline.jobs.processes import check_processes
 from pipeline.jobs.run import Run
-from pipeline.recipes import TEACHERS
 from pipeline.recipes.settings_make import TeacherConfig
 
 
@@ -35,7 +41,7 @@ def main(config: TeacherConfig) -> None:
         check(config.output_dir)
         return
     accelerator = Accelerator()
-    cli.check_processes(accelerator, at_most=1)
+    check_processes(accelerator, at_most=1)
     train(config, accelerator)
 
 
@@ -68,9 +74,7 @@ def train(config: TeacherConfig, accelerator: Accelerator) -> None:
             generator = torch.Generator().manual_seed(step_seed(config.seed, step))
             chosen = torch.randint(len(images), (config.global_batch_size,), generator=generator)
             batch, classes = images[chosen], labels[chosen] if conditional(data) else None
-            loss = edm_loss(
-                unet, batch, classes, sigma_data, generator, config.p_mean, config.p_std
-            )
+            loss = edm_loss(unet, batch, classes, sigma_data, generator)
             optimizer.zero_grad()
             loss.backward()
             norm = clip_grad_norm_(unet.parameters(), config.max_grad_norm or torch.inf)
@@ -114,7 +118,7 @@ def build_unet(config: TeacherConfig, data: Labelled) -> UNet2DModel:
         in_channels=channels,
         out_channels=channels,
         block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
+        layers_per_block=1,
         down_block_types=("DownBlock2D",) * (levels - 1) + (f"{attention}DownBlock2D",),
         up_block_types=(f"{attention}UpBlock2D",) + ("UpBlock2D",) * (levels - 1),
         norm_num_groups=8,
@@ -170,4 +174,4 @@ def check(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, TEACHERS)
+    cli.run(main, teachers)

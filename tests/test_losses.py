@@ -177,7 +177,8 @@ def test_a_vit_has_no_fixed_point_to_differentiate():
 def test_the_jacobian_penalty_of_a_get_estimates_its_explicit_jacobian():
     model, noise, target = tiny_get(iterations=2).double(), normal(1).double(), normal(1).double()
     drawn = IterateLoss(model)(noise, None, target, penalty_draws=300, generator=seeded(3)).penalty
-    states, inputs = model.trajectory(noise)[2:]
+    path = model.trajectory(noise)
+    states, inputs = path.states, path.inputs
     jacobian = torch.autograd.functional.jacobian(
         lambda z: model.equilibrium_map(z, *inputs), states[-1].detach()
     )

@@ -5,32 +5,19 @@ blocks that are iterated. `get/equilibrium/solve.py` holds the loop, `layers.py`
 `get/losses.py` the training objective. The path of this module is written into saved pipelines.
 """
 
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from get.equilibrium import (
-    Anderson,
-    Implicit,
-    Phantom,
-    Select,
-    Solution,
-    Solver,
-    Unrolled,
-    fixed_point,
-    recomputed,
-)
+from get.choices import MapForm, Start
+from get.equilibrium import Select, Solution, Unrolled, fixed_point, recomputed
 from get.errors import InputError
 from get.models.layers import Block, Decode, Embed, check_call, check_shape, initialise
-
-Start = Literal["injection", "zeros", "normal"]
-Map = Literal["anchored", "plain"]
+from get.models.student import Equilibrium, Student, Trajectory
 
 
 class Problem(NamedTuple):
@@ -45,41 +32,7 @@ class Problem(NamedTuple):
     inputs: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Equilibrium:
-    """How training reaches the converged state and differentiates it.
-
-    Attributes:
-        gradient: How the solution is differentiated; memory does not grow with the solve.
-        solver: Solver of the forward pass.
-        max_steps: Evaluations it may spend.
-        tol: Relative residual at which a sample stops.
-    """
-
-    gradient: Phantom | Implicit
-    solver: Solver = field(default_factory=Anderson)
-    max_steps: int = 24
-    tol: float = 1e-3
-
-
-class Trajectory(NamedTuple):
-    """Every image a model makes on its way, for losses on iterates.
-
-    Attributes:
-        images: The decoded iterates z_1 .. z_T, then the converged state if it was asked for; one
-            image for a ViT.
-        residual: Mean relative residual of the last state; None for a ViT.
-        states: The states themselves, (batch, tokens, width) each; empty for a ViT.
-        inputs: The inputs of the fixed-point problem; empty for a ViT.
-    """
-
-    images: Float[Tensor, "iterates batch channels side side"]
-    residual: Float[Tensor, ""] | None
-    states: tuple[Tensor, ...] = ()
-    inputs: tuple[Tensor, ...] = ()
-
-
-class GET(ModelMixin, ConfigMixin):
+class GET(Student):
     """Generative Equilibrium Transformer.
 
     Args:
@@ -95,13 +48,14 @@ class GET(ModelMixin, ConfigMixin):
         num_classes: Number of classes; None for an unconditional model.
         iterations: Default number of iterations.
         z0: Where the iteration starts: at the injected features, at zeros, or at unit normal noise
-            (the reference's way; then the caller gives a generator or the tensor itself).
-        map: "plain" iterates the blocks, z <- blocks(z), as published. It adds to z for ever and
-            has no fixed point. "anchored" iterates z <- x + (blocks(z) - z), x the injected
+            (locuslab/get's way; then the caller gives a generator or the tensor itself).
+        map: "plain" iterates the blocks, z <- blocks(z), as published. It only ever adds to z, so
+            it has no fixed point. "anchored" iterates z <- x + (blocks(z) - z), x the injected
             features: same parameters and cost, and it has one.
-        select: Which iterate a call returns; "lowest_residual" is the reference's in evaluation.
+        select: Which iterate a call returns; locuslab/get evaluates with "lowest_residual".
     """
 
+    iterations: int  # pyrefly: ignore[bad-override-mutable-attribute]  never None here
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012  the names diffusers looks for
     _repeated_blocks = ["Block"]  # noqa: RUF012
@@ -121,15 +75,15 @@ class GET(ModelMixin, ConfigMixin):
         num_classes: int | None = None,
         iterations: int = 6,
         z0: Start = "injection",
-        map: Map = "anchored",
+        map: MapForm = "anchored",
         select: Select = "last",
     ) -> None:
         """Build the model with published initial values; see the class for the arguments."""
         super().__init__()
         check_shape(image_size, patch_size, width, heads)
         for name, value, allowed in (
-            ("z0", z0, ("injection", "zeros", "normal")),
-            ("map", map, ("anchored", "plain")),
+            ("z0", z0, get_args(Start)),
+            ("map", map, get_args(MapForm)),
             ("select", select, ("last", "lowest_residual")),
         ):
             if value not in allowed:
@@ -137,7 +91,7 @@ class GET(ModelMixin, ConfigMixin):
         self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
         self.patch_size, self.width, self.iterations = patch_size, width, iterations
         self.z0: Start = z0
-        self.map: Map = map
+        self.map: MapForm = map
         self.select: Select = select
         self.gradient_checkpointing = False
         self.embed = Embed(image_size, channels, patch_size, width, num_classes)
@@ -150,9 +104,25 @@ class GET(ModelMixin, ConfigMixin):
         initialise(self)
 
     @property
-    def tokens(self) -> int:
-        """Return the number of tokens of an image: states are (batch, tokens, width)."""
-        return (self.image_size // self.patch_size) ** 2
+    def state_shape(self) -> tuple[int, int]:
+        """Tokens of an image and channels of a token: the state of one sample."""
+        return (self.image_size // self.patch_size) ** 2, self.width
+
+    @property
+    def start_shape(self) -> tuple[int, int] | None:
+        """Shape of the random start of one sample's iteration; None if `z0` is not "normal"."""
+        return self.state_shape if self.z0 == "normal" else None
+
+    def images(
+        self,
+        noise: Float[Tensor, "batch channels side side"],
+        labels: Int[Tensor, " batch"] | None = None,
+        *,
+        iterations: int | None = None,
+        z0: Float[Tensor, "batch tokens width"] | None = None,
+    ) -> Float[Tensor, "batch channels side side"]:
+        """Make images; see `Student.images`."""
+        return self(noise, labels, iterations=iterations, z0=z0)
 
     def forward(
         self,
@@ -188,7 +158,6 @@ class GET(ModelMixin, ConfigMixin):
         *,
         iterations: int | None = None,
         z0: Float[Tensor, "batch tokens width"] | None = None,
-        generator: torch.Generator | None = None,
         equilibrium: Equilibrium | None = None,
     ) -> Trajectory:
         """Make the images that training looks at; further arguments and errors as in `forward`.
@@ -199,10 +168,9 @@ class GET(ModelMixin, ConfigMixin):
             iterations: Iterations gone through, an image each; None takes the config's, 0 (with
                 an equilibrium) leaves the converged state alone.
             z0: Start of the iteration; None follows the config's policy.
-            generator: Draws the start where the policy is "normal" and `z0` is None.
             equilibrium: How to go on to the converged state, the last image then; None does not.
         """
-        problem = self.problem(noise, labels, z0, generator)
+        problem = self.problem(noise, labels, z0)
         f = partial(self.equilibrium_map, recompute=self.gradient_checkpointing)
         steps = self.iterations if iterations is None else iterations
         states, residual = (), problem.z0.new_tensor([torch.nan])
@@ -230,7 +198,7 @@ class GET(ModelMixin, ConfigMixin):
             )
             states, residual = (*states, end.z), end.residual
         images = torch.stack([self._part(self.decode, z) for z in states])
-        return Trajectory(images, residual.mean(), states, problem.inputs)
+        return Trajectory(images, residual.mean(), states, self.equilibrium_map, problem.inputs)
 
     def solve(
         self,

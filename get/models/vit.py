@@ -1,15 +1,14 @@
 """ViT, the baseline GET is compared with: the same parts, called the same way, no iteration."""
 
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from get.models.get import Trajectory
 from get.models.layers import Block, Decode, Embed, check_call, check_shape, initialise
+from get.models.student import Student
 
 
-class ViT(ModelMixin, ConfigMixin):
+class ViT(Student):
     """Vision transformer from noise to image.
 
     Args:
@@ -62,11 +61,3 @@ class ViT(ModelMixin, ConfigMixin):
         for block in self.blocks:
             x = block(x, label)
         return self.decode(x)
-
-    def trajectory(
-        self,
-        noise: Float[Tensor, "batch channels side side"],
-        labels: Int[Tensor, " batch"] | None = None,
-    ) -> Trajectory:
-        """Make the images as a trajectory of length one, so that training treats both alike."""
-        return Trajectory(self(noise, labels)[None], None)

@@ -5,6 +5,8 @@ alive at once in the whole step, what a checkpoint recomputes and gradients incl
 their gradient buffers exist before and are left out.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -18,7 +20,7 @@ from get.losses import IterateLoss
 from get.models import GET, Equilibrium, build
 from pipeline import cli
 from pipeline.jobs.provenance import provenance
-from pipeline.recipes.settings_measure import MemoryConfig
+from pipeline.recipes.settings_make import positive
 
 Mode = tuple[bool, Phantom | Implicit | None]  # gradient checkpointing, how the solution is
 
@@ -35,6 +37,31 @@ def modes(iterations: int) -> dict[str, Mode]:
         "implicit, Anderson": (False, Implicit(solver=Anderson(), **solve)),
         "implicit, Broyden": (False, Implicit(solver=Broyden(), **solve)),
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """Measure the memory of training against iterations, a line a way of differentiating.
+
+    Attributes:
+        output_dir: Where memory.json and memory.png go.
+        size: A published size of GET.
+        image_size: Side of the images.
+        batch_size: Samples a step.
+        iterations: Numbers of iterations, of the forward and of the implicit backward solve.
+    """
+
+    output_dir: Path
+    size: str = "GET-S/2"
+    image_size: int = 32
+    batch_size: int = 2
+    iterations: tuple[int, ...] = (1, 6, 12, 24, 48)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(image_size=self.image_size, batch_size=self.batch_size)
+        for count in self.iterations:
+            positive(iterations=count)
 
 
 def main(config: MemoryConfig) -> None:

@@ -5,6 +5,8 @@ their training steps in turn in this process.
 """
 
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -19,11 +21,39 @@ from pipeline.diagnose import diagnose
 from pipeline.jobs.provenance import provenance
 from pipeline.jobs.students import load_student
 from pipeline.recipes import RECIPES, STUDENTS
-from pipeline.recipes.settings_measure import DiagnoseConfig, ModesConfig
+from pipeline.recipes.settings_make import positive
+from pipeline.recipes.settings_measure import DiagnoseConfig
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.build import training_module
 
 SHOWN = (1, 3, 6, 12, 24)  # iterations in the table
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModesConfig:
+    """Compare every way of training a GET: FID and residual against iterations, time a step.
+
+    Attributes:
+        recipe: The recipe whose students are compared; they are trained and evaluated before.
+        runs: Where the students' run folders are.
+        pairs: Folder of the pairs they were trained on.
+        evaluation: Folder of what evaluate.py wrote of them.
+        output_dir: Where modes.json, modes.md and modes.png go.
+        reference: The student whose step is the unit of time.
+        repeats: Steps of each student, in turn, of which the best time counts.
+    """
+
+    recipe: str
+    runs: Path
+    pairs: Path
+    evaluation: Path
+    output_dir: Path
+    reference: str
+    repeats: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(repeats=self.repeats)
 
 
 def main(config: ModesConfig) -> None:

@@ -8,6 +8,7 @@ batched, without the scaling to [-1, 1] and without any check; ours compares eac
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from data.manifest import ImageFormat, count_shards, open_data_set, tar_path
 from data.reader import Order, batches
 from data.teachers import Sampler
 from data.writer import describe, write_shards
+from get.errors import InputError
 from pipeline import cli
 from pipeline.jobs.provenance import provenance
-from pipeline.recipes.settings_measure import ReaderConfig
+from pipeline.recipes.settings_make import positive
 
 SHARDS = 8
 ENCODINGS: dict[str, tuple[ImageFormat, bool]] = {  # name: image format, packed
@@ -34,6 +36,32 @@ ENCODINGS: dict[str, tuple[ImageFormat, bool]] = {  # name: image format, packed
     "npy, packed": ("npy", True),
 }
 FAR = 1_000_000  # a step to resume at
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderConfig:
+    """Compare our reader with webdataset's own decoding of the same pairs.
+
+    Attributes:
+        output_dir: Where reader.json goes.
+        num_pairs: Pairs written (into a temporary folder) and read; 8 shards share them.
+        batch_size: Pairs a batch, and pairs a member of the packed encodings.
+        repeats: Passes of each way, in turn, of which the best time counts.
+    """
+
+    output_dir: Path
+    num_pairs: int = 4096
+    batch_size: int = 256
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that do not divide."""
+        positive(num_pairs=self.num_pairs, batch_size=self.batch_size, repeats=self.repeats)
+        if self.batch_size % 8 or self.num_pairs % self.batch_size:
+            raise InputError(
+                f"expected batch_size a multiple of 8 that divides num_pairs, got {self.batch_size}"
+                f" and {self.num_pairs}"
+            )
 
 
 class Blur:

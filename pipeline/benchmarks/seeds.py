@@ -5,6 +5,8 @@ iterations they were trained with; their FID at the others is in the JSON. A rat
 the first training; the worst is that of the seed where it does least well.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -15,10 +17,26 @@ from get.errors import InputError
 from pipeline.jobs.provenance import provenance
 from pipeline.recipes import COMPARISONS, EVALUATIONS
 from pipeline.recipes.comparisons import SEEDS, Training
-from pipeline.recipes.settings_measure import SeedsConfig
 from pipeline.recipes.settings_train import TrainConfig
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsConfig:
+    """Sum up the trainings of a comparison (comparisons.py) over their seeds.
+
+    Attributes:
+        name: What the JSON, the table and the plot are called.
+        comparisons: Their recipes; the students are trained and evaluated before.
+        runs: Where evaluate.py wrote of them: RECIPE/evaluation in this folder.
+        output_dir: Where JSON, table and plot go.
+    """
+
+    name: str
+    comparisons: tuple[str, ...]
+    runs: Path
+    output_dir: Path
 
 
 def main(config: SeedsConfig) -> None:

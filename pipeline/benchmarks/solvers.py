@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from get.equilibrium import (
 from get.errors import InputError
 from get.models import GET
 from pipeline.jobs.provenance import provenance
-from pipeline.recipes.settings_measure import SolversConfig
+from pipeline.recipes.settings_make import positive
 
 NEVER = 1e-12  # a tolerance that float32 does not reach
 SOLVERS = {
@@ -37,6 +38,29 @@ SOLVERS = {
     "anderson": (Anderson(), "anderson", 0),
     "broyden": (Broyden(), "broyden", -1),  # torchdeq's makes one evaluation more than asked for
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolversConfig:
+    """Compare our solvers and gradients with torchdeq's on the same maps.
+
+    Attributes:
+        output_dir: Where solvers.json goes.
+        batch_size: Samples a solve.
+        evaluations: Evaluations of the map a solve, forward and backward.
+        repeats: Calls of each, in turn, of which the best time counts.
+    """
+
+    output_dir: Path
+    batch_size: int = 64
+    evaluations: int = 20
+    repeats: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(batch_size=self.batch_size, repeats=self.repeats)
+        if self.evaluations < 4:
+            raise InputError(f"expected evaluations of at least 4, got {self.evaluations}")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ that follow.
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,13 +24,32 @@ from get.models import GET
 from pipeline.jobs.provenance import provenance
 from pipeline.plan import planned
 from pipeline.recipes import COMPARISONS
-from pipeline.recipes.settings_measure import StepsConfig
+from pipeline.recipes.settings_make import positive
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.build import build_student, training_module
 from pipeline.training.optimizers import build_optimizers
 
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsConfig:
+    """Time the training steps of whatever is compared at equal wall time (comparisons.py).
+
+    Attributes:
+        output_dir: Where steps.json goes.
+        comparisons: The comparisons whose trainings are timed; none means all.
+        repeats: Turns, of one step each.
+    """
+
+    output_dir: Path
+    comparisons: tuple[str, ...] = ()
+    repeats: int = 15
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(repeats=self.repeats)
 
 
 def main(config: StepsConfig) -> None:

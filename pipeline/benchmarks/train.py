@@ -12,7 +12,9 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -27,10 +29,10 @@ from get.cost import LiveBytes, Macs
 from get.ema import EMA
 from get.losses import IterateLoss
 from get.models import GET, ViT, build
-from pipeline import cli
 from pipeline.benchmarks.on_torchdeq import OnTorchdeq
+from pipeline.jobs.processes import local_device
 from pipeline.jobs.provenance import provenance
-from pipeline.recipes.settings_measure import TrainBenchmarkConfig
+from pipeline.recipes.settings_make import positive
 from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.build import compile_blocks
 
@@ -48,6 +50,31 @@ CLASSES = {  # what the name of an operation contains: where its time belongs
     "mm": "matmul",
     "conv": "matmul",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBenchmarkConfig:
+    """Time whole training steps beside the machine's matmul rate, and beside torchdeq.
+
+    Attributes:
+        output_dir: Where train.json goes.
+        sizes: Published sizes, of GET or ViT.
+        fast_size: On a GPU: the size whose bf16, compiled step is timed beside its TF32 one.
+        image_size: Side of the images.
+        batch_size: Samples a step.
+        repeats: Turns, of one step each.
+    """
+
+    output_dir: Path
+    sizes: tuple[str, ...] = ("GET-T/2", "ViT-S/2")
+    fast_size: str = "GET-B/2"
+    image_size: int = 32
+    batch_size: int = 4
+    repeats: int = 6
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(image_size=self.image_size, batch_size=self.batch_size, repeats=self.repeats)
 
 
 class Training:
@@ -135,7 +162,7 @@ def modules(size: str, image_size: int) -> dict[str, Objective]:
 def main(config: TrainBenchmarkConfig) -> None:
     """Measure every size; write a JSON."""
     torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing
-    device = cli.local_device()
+    device = local_device()
     load = [os.getloadavg()[0]]
     ways = {
         size: {

@@ -12,11 +12,30 @@ from pathlib import Path
 from data.files import write_json
 from data.writer import open_pairs, write_shards
 from get.noise import draw
-from pipeline import cli
+from pipeline.jobs.processes import local_device
 from pipeline.jobs.provenance import provenance
 from pipeline.make_pairs import pair_settings
 from pipeline.recipes import PAIRS
-from pipeline.recipes.settings_measure import WriterConfig
+from pipeline.recipes.settings_make import positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriterConfig:
+    """Compare the rate of a teacher alone with that of the whole job of writing its pairs.
+
+    Attributes:
+        output_dir: Where pairs.json goes.
+        recipe: The recipe whose teacher and settings are used.
+        repeats: Shards written, and made without writing, in turn.
+    """
+
+    output_dir: Path
+    recipe: str = "digits"
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(repeats=self.repeats)
 
 
 def main(config: WriterConfig) -> None:
@@ -24,7 +43,7 @@ def main(config: WriterConfig) -> None:
     alone, job = [], []
     with tempfile.TemporaryDirectory() as folder:
         settings = replace(pair_settings(PAIRS[config.recipe]), folder=Path(folder))
-        teacher, manifest = open_pairs(settings, cli.local_device())
+        teacher, manifest = open_pairs(settings, local_device())
         pairs, size = manifest.pairs_per_shard, manifest.teacher_batch_size
         batches = [
             draw(0, range(at, at + size), manifest.image_shape, manifest.num_classes)

@@ -1,110 +1,50 @@
-"""All trainings as one Markdown table: what each is made of, takes and should reach.
+"""`python -m pipeline.recipes [NAME] [--recipes FILE.py]`: all trainings, or what launch.sh needs.
 
-`python -m pipeline.recipes` prints it. Nothing is typed here: settings come from recipes.py, counts
-from models without memory, figures from published.py or the measurements in docs/.
+With the name of a recipe it prints three lines: the shipped teacher, the shipped feature network
+(a line is empty where the recipe trains its own), and the students. That needs no installation.
 """
 
-from dataclasses import fields
-from functools import cache
+import sys
 from pathlib import Path
 
-import torch
-
-from data.files import read_json
-from get.cost import count_parameters
-from pipeline.plan import planned
-from pipeline.recipes import PAIRS, STUDENTS
-from pipeline.recipes.published import FIGURES, Figure
-from pipeline.recipes.settings_train import GETModel, TrainConfig, ViTModel
-from pipeline.report import markdown
-from pipeline.training.build import build_student
-from pipeline.training.step_cost import image_macs
-
-MEASUREMENTS = Path(__file__).parents[1] / "docs" / "measurements"
-COLUMNS = (
-    *("training", "pairs", "teacher", "model", "parameters", "MACs an image", "global batch"),
-    *("steps", "other settings that are no defaults", "pairs needed", "FID", "who says so"),
-)
-ELSEWHERE = {  # settings with a column of their own, and those that do not change the result
-    *("output_dir", "pairs", "model", "max_train_steps", "global_batch_size", "holdout_shards"),
-    *("streams", "checkpointing_steps", "validation_steps", "log_steps"),
-    *("feature_network", "real_images"),
-}
-REMARK = """\
-Left out: the same trainings with other seeds, NAME-seed1 and NAME-seed2 (comparisons.py).
-Pairs needed: trained on and held out; `python -m pipeline.make_pairs PAIRS` makes them. Published
-FID: 50,000 images in one call, against CIFAR-10's test set, where it is about 2 points higher than
-against the training set. FID measured here: 5,000 images in the features of a small classifier,
-iterations as trained; only ratios between trainings on the same pairs mean anything.
-`python -m pipeline.train TRAINING --dry_run` says more."""
+from data import SHIPPED
+from get.errors import InputError
+from pipeline.recipes import RECIPES
+from pipeline.recipes.recipe import Recipe, evaluations, load
 
 
-def markdown_table() -> str:
-    """Return the table and how to read it."""
-    rows = [row(name, config) for name, config in STUDENTS.items() if config.seed == 0]
-    return f"{markdown([list(COLUMNS), *rows])}\n\n{REMARK}"
+def stages(recipe: Recipe) -> str:
+    """Return the three lines."""
+    assert recipe.evaluate is not None
+    weights = recipe.pairs.teacher, recipe.evaluate.feature_network
+    shipped = [str(p) if Path(p).is_relative_to(SHIPPED) else "" for p in weights]
+    return "\n".join([*shipped, " ".join(recipe.students)])
 
 
-def row(name: str, config: TrainConfig) -> list[str]:
-    """Return the cells of a training."""
-    of = next(n for n, pairs in PAIRS.items() if pairs.output_dir == config.pairs)
-    teacher, figure = Path(PAIRS[of].teacher), expected(name)
-    parameters, macs = costs(config.model, of)
-    return [
-        name,
-        of,
-        teacher.name if teacher.is_absolute() else str(teacher),
-        described(config.model),
-        f"{parameters / 1e6:,.2f} M",
-        f"{macs / 1e9:,.2f} G" if macs >= 1e9 else f"{macs / 1e6:,.2f} M",
-        str(config.global_batch_size),
-        f"{config.max_train_steps:,}",
-        ", ".join(different(config)) or "-",
-        f"{PAIRS[of].num_pairs:,}",
-        "-" if figure.fid is None else f"{figure.fid:.2f}",
-        figure.source,
-    ]
+def main(arguments: list[str]) -> None:
+    """Print the table of trainings, or the stages of a recipe.
+
+    Raises:
+        InputError: If there is no such recipe.
+    """
+    if "--recipes" in arguments[:-1]:
+        at = arguments.index("--recipes")
+        RECIPES.update(load(arguments[at + 1]))
+        del arguments[at : at + 2]
+    if not arguments:
+        from pipeline.recipes.table import trainings  # needs torch
+
+        print(trainings())
+        return
+    names, name = evaluations(RECIPES), " ".join(arguments)
+    if name not in names:
+        raise InputError(f"expected a recipe ({', '.join(names)}), got {name}")
+    print(stages(RECIPES[name]))
 
 
-@cache
-def costs(model: GETModel | ViTModel, pairs: str) -> tuple[int, int]:
-    """Return parameters and multiply-accumulates an image of a shape of model."""
-    with torch.device("meta"):
-        student = build_student(
-            TrainConfig(output_dir=Path(), pairs=pairs, model=model), planned(pairs)
-        )
-    return count_parameters(student), image_macs(student)
-
-
-def described(model: GETModel | ViTModel) -> str:
-    """Return the shape of a model in words."""
-    if isinstance(model, ViTModel):
-        return f"ViT: width {model.width}, {model.depth} blocks, patches of {model.patch_size}"
-    return (
-        f"GET: width {model.width}, {model.depth} + {model.equilibrium_depth} blocks, "
-        f"{model.iterations} iterations of the {model.map} map, start {model.z0}, "
-        f"patches of {model.patch_size}"
-    )
-
-
-def different(config: TrainConfig) -> list[str]:
-    """Return the settings that are not at the defaults of config_train.py."""
-    return [
-        f"{f.name} {value}"
-        for f in fields(config)
-        if f.name not in ELSEWHERE and (value := getattr(config, f.name)) != f.default
-    ]
-
-
-def expected(name: str) -> Figure:
-    """Return the FID that is published, or measured here."""
-    if name in FIGURES:
-        return FIGURES[name]
-    for path in sorted(MEASUREMENTS.glob(f"*/{name}.json")):
-        found = read_json(path)
-        if "by_iterations" in found:
-            found = found["by_iterations"][str(found["default_iterations"])]
-        if "training" not in found:  # a benchmark of that name
-            continue
-        return Figure(found["training"]["fid"], f"measured: docs/measurements/{path.parent.name}")
-    return Figure(None, "not measured")
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print(f"recipes: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,32 +1,17 @@
-"""Published trainings (locuslab/get, arXiv:2401.08639) and ours on ImageNet, rows for recipes.py.
+"""Published trainings (locuslab/get, arXiv:2401.08639) and ours on ImageNet.
 
 CIFAR-10 as published, from NVlabs EDM's VP teacher, 18 Heun steps, unquantised targets: AdamW at a
 constant 1e-4, EMA 0.9999, 6 iterations from unit normal noise, weights 0.8^(6 - k). The ImageNet
-rows keep those settings. None of these was run here: FIGURES says what others report.
-Next: recipe_table.py prints them all, `train.py NAME --dry_run` says what one would take.
+trainings keep those settings. None of these was run here: FIGURES has what others report.
+`python -m pipeline.recipes` prints them all, `python -m pipeline.plan NAME` what one would take.
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from get.models import GET_SIZES, VIT_SIZES
+from get.sizes import GET_SIZES, VIT_SIZES
+from pipeline.recipes.recipe import RUNS, Images, Recipe
 from pipeline.recipes.settings_make import PairsConfig
-from pipeline.recipes.settings_train import GETModel, TrainConfig, ViTModel
-
-RUNS = Path("runs")
-
-
-@dataclass(frozen=True)
-class Images:
-    """What a teacher makes, known before any pair is there.
-
-    Attributes:
-        shape: Channels, height, width.
-        num_classes: Number of classes; None if unlabelled.
-    """
-
-    shape: tuple[int, int, int]
-    num_classes: int | None
+from pipeline.recipes.settings_train import Architecture, GETModel, TrainConfig, ViTModel
 
 
 @dataclass(frozen=True)
@@ -54,7 +39,7 @@ def _cifar10(kind: str) -> PairsConfig:
     )
 
 
-PAIRS = {
+_PAIRS = {
     "cifar10": _cifar10("uncond"),
     "cifar10-cond": _cifar10("cond"),
     # 18 Heun steps and 3,000,000 pairs as in github.com/mlvlab/CAF
@@ -79,7 +64,7 @@ PAIRS = {
     ),
 }
 
-IMAGES = {
+_IMAGES = {
     "cifar10": Images((3, 32, 32), None),
     "cifar10-cond": Images((3, 32, 32), 10),
     "imagenet64": Images((3, 64, 64), 1000),
@@ -124,12 +109,12 @@ def as_published(config: TrainConfig) -> TrainConfig:
 
 
 def _student(
-    name: str, model: GETModel | ViTModel, pairs: str = "cifar10", batch: int = 128
+    name: str, model: Architecture, pairs: str = "cifar10", batch: int = 128
 ) -> TrainConfig:
     return as_published(
         TrainConfig(
             output_dir=RUNS / name,
-            pairs=PAIRS[pairs].output_dir,
+            pairs=_PAIRS[pairs].output_dir,
             model=model,
             max_train_steps=800_000,
             global_batch_size=batch,
@@ -140,7 +125,7 @@ def _student(
     )
 
 
-_MODELS: dict[str, GETModel | ViTModel] = {
+_MODELS: dict[str, Architecture] = {
     "cifar10-get-t": get_model("GET-T/2"),
     "cifar10-get-m": get_model("GET-M/2"),
     "cifar10-get-s": get_model("GET-S/2"),
@@ -150,16 +135,28 @@ _MODELS: dict[str, GETModel | ViTModel] = {
 }
 _BASE = _MODELS["cifar10-get-b"]
 
-STUDENTS = {name: _student(name, model) for name, model in _MODELS.items()}
-STUDENTS["cifar10-cond-get-b"] = _student("cifar10-cond-get-b", _BASE, "cifar10-cond", 256)
-# Patches of 4: 256 tokens, as everywhere above; patches of 2 would be 1,024, at over 4 times the
-# work and 16 times the attention.
-STUDENTS["imagenet64-get-b"] = _student(
-    "imagenet64-get-b", replace(_BASE, patch_size=4), "imagenet64", 256
-)
-STUDENTS["imagenet256-latent-get-b"] = _student(
-    "imagenet256-latent-get-b", _BASE, "imagenet256-latent", 256
-)
+_STUDENTS = {
+    "cifar10": {name: _student(name, model) for name, model in _MODELS.items()},
+    "cifar10-cond": {
+        "cifar10-cond-get-b": _student("cifar10-cond-get-b", _BASE, "cifar10-cond", 256)
+    },
+    # Patches of 4: 256 tokens, as everywhere above; patches of 2 would be 1,024, at over 4 times
+    # the work and 16 times the attention.
+    "imagenet64": {
+        "imagenet64-get-b": _student(
+            "imagenet64-get-b", replace(_BASE, patch_size=4), "imagenet64", 256
+        )
+    },
+    "imagenet256-latent": {
+        "imagenet256-latent-get-b": _student(
+            "imagenet256-latent-get-b", _BASE, "imagenet256-latent", 256
+        )
+    },
+}
+RECIPES = {
+    name: Recipe(images=_IMAGES[name], pairs=pairs, students=_STUDENTS[name])
+    for name, pairs in _PAIRS.items()
+}
 
 _STAT = "STAT.md of locuslab/get"
 _OURS = "ours; not run, no figure"

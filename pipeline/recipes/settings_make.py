@@ -1,8 +1,7 @@
-"""The settings of what makes: frozen, checked when made, one default in one place.
+"""The settings of what makes teachers, feature networks, pairs and images.
 
-Those of students are in config_train.py, of what measures in config_measure.py, of what converts
-in config_convert.py.
-`recipes.py` fills them in by name; the command line overrides single fields.
+All settings are frozen dataclasses that check themselves, with one default in one place. Recipes
+fill them in by name; the command line overrides single fields. Nothing here imports torch.
 """
 
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.manifest import ImageFormat
-from data.teachers import SamplerName
+from data.teachers.settings import SamplerName
 from get.errors import InputError
 
 LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
@@ -90,25 +89,19 @@ class TeacherConfig(TrainingConfig):
         train_data_dir: "digits", "photos", or a folder of pictures of one size, a sub-folder a
             class.
         block_out_channels: Channels of the U-Net's levels.
-        layers_per_block: Residual blocks a level.
         attention: Put self-attention into the lowest level.
         sigma_data: Standard deviation of the images in [-1, 1]; None measures it.
         sigma_min: Lowest noise level of sampling.
         sigma_max: Highest noise level of sampling.
-        p_mean: Mean of ln(sigma) in training.
-        p_std: Standard deviation of ln(sigma) in training.
         check: Train nothing: check that output_dir holds a whole teacher, as its card says.
     """
 
     train_data_dir: str = "digits"
     block_out_channels: tuple[int, ...] = (24, 32)
-    layers_per_block: int = 1
     attention: bool = False
     sigma_data: float | None = None
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    p_mean: float = -1.2
-    p_std: float = 1.2
     check: bool = False
 
 

@@ -1,40 +1,71 @@
-"""The settings of a student and its training. See config.py."""
+"""The settings of a student and its training.
 
-from dataclasses import dataclass, field
+An architecture is a frozen dataclass that can `build` a student: `GETModel` and `ViTModel` are
+two, a recipe file may bring others.
+"""
+
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from get.choices import Loss, MapForm, Start
 from get.errors import InputError
-from get.losses import Loss
-from get.models import Map, Start
 from pipeline.recipes.settings_make import TrainingConfig, positive
+
+if TYPE_CHECKING:  # models need torch, settings do not
+    from get.models import Student
 
 
 @dataclass(frozen=True, kw_only=True)
-class GETModel:
-    """Shape of a GET; image size, channels and classes come from the pairs."""
+class Architecture:
+    """Shape of a student; image size, channels and classes come from the pairs.
+
+    Attributes:
+        patch_size: Side of a patch in pixels.
+    """
 
     patch_size: int = 2
+
+    def build(self, image_size: int, channels: int, num_classes: int | None) -> "Student":
+        """Return a new student with initial weights."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GETModel(Architecture):
+    """Shape of a GET; see `get.models.GET`."""
+
     width: int = 64
     depth: int = 1
     equilibrium_depth: int = 3
     heads: int = 2
-    mlp_ratio: float = 4.0
     equilibrium_mlp_ratio: float = 4.0
     iterations: int = 3
     z0: Start = "injection"
-    map: Map = "anchored"
+    map: MapForm = "anchored"
+
+    def build(self, image_size: int, channels: int, num_classes: int | None) -> "Student":
+        """Return a new GET."""
+        from get.models import GET
+
+        shape = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
+        return GET(**shape, **asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTModel:
-    """Shape of a ViT; image size, channels and classes come from the pairs."""
+class ViTModel(Architecture):
+    """Shape of a ViT; see `get.models.ViT`."""
 
-    patch_size: int = 2
     width: int = 64
     depth: int = 4
     heads: int = 2
-    mlp_ratio: float = 4.0
+
+    def build(self, image_size: int, channels: int, num_classes: int | None) -> "Student":
+        """Return a new ViT."""
+        from get.models import ViT
+
+        shape = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
+        return ViT(**shape, **asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +93,14 @@ class TrainConfig(TrainingConfig):
         loss: Loss of each iterate (get/losses.py).
         iterate_decay: Weight of iterate k of T is iterate_decay^(T - k).
         gradient: "unrolled" goes through every iteration, with a loss on every iterate. "phantom"
-            and "implicit" go on from there to the converged state without keeping anything and
-            put the last loss on that.
-        unrolled_iterations: Iterations gone through; None takes model.iterations, 0 (not for
-            "unrolled") leaves the loss on the converged state alone.
-        phantom_steps: Steps of "phantom" that carry the gradient.
+            and "implicit" go on from there to the converged state, whose memory does not grow with
+            the iterations, and put the last loss on it.
+        unrolled_iterations: Iterations with a loss; None takes model.iterations, 0 (not for
+            "unrolled") puts the only loss on the converged state.
         solver_max_steps: Evaluations "phantom" and "implicit" may spend on the converged state.
         solver_tol: Relative residual at which they stop.
         jacobian_weight: Weight of the Jacobian penalty |df/dz|_F^2 / d; 0 is without.
         jacobian_probability: Share of the steps in which it is applied.
-        jacobian_draws: Random vectors it is estimated with.
-        jacobian_ramp_steps: Steps over which its weight grows from 0.
         compile: Run the blocks through torch.compile; weights keep their names.
         dataloader_num_workers: Processes that read and decode; 0 reads in the training process.
         validation_steps: Validation loss, a sample grid and FID every so many steps.
@@ -80,13 +108,12 @@ class TrainConfig(TrainingConfig):
         real_images: What it compares with: "digits", "photos", or an image folder.
         report_to: Trackers beside metrics.jsonl: tensorboard, wandb, or others that accelerate
             knows; their packages are installed separately.
-        dry_run: Say what would be done and what it needs, and do nothing.
     """
 
     pairs: str | Path
     pairs_cache: Path | None = None
     skip_damaged_shards: bool = False
-    model: GETModel | ViTModel = field(default_factory=GETModel)
+    model: Architecture = field(default_factory=GETModel)
     init_from: Path | None = None
     holdout_shards: int = 1
     streams: int = 8
@@ -100,20 +127,16 @@ class TrainConfig(TrainingConfig):
     iterate_decay: float = 0.5
     gradient: Literal["unrolled", "phantom", "implicit"] = "unrolled"
     unrolled_iterations: int | None = None
-    phantom_steps: int = 1
     solver_max_steps: int = 24
     solver_tol: float = 1e-3
     jacobian_weight: float = 0.0
     jacobian_probability: float = 1.0
-    jacobian_draws: int = 1
-    jacobian_ramp_steps: int = 0
     compile: bool = False
     dataloader_num_workers: int = 0
     validation_steps: int = 500
     feature_network: Path | None = None
     real_images: str | None = None
     report_to: tuple[str, ...] = ()
-    dry_run: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
@@ -122,7 +145,6 @@ class TrainConfig(TrainingConfig):
             streams=self.streams,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             validation_steps=self.validation_steps,
-            phantom_steps=self.phantom_steps,
             solver_max_steps=self.solver_max_steps,
             solver_tol=self.solver_tol,
             muon_learning_rate=self.muon_learning_rate,
@@ -143,3 +165,19 @@ class TrainConfig(TrainingConfig):
                 "expected no jacobian_weight with compile, got one; compiled blocks cannot be "
                 "differentiated twice"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(TrainConfig):
+    """Say what a training would do, take and find; nothing is done.
+
+    Attributes:
+        num_processes: Processes (GPUs) to plan for.
+    """
+
+    num_processes: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        super().__post_init__()
+        positive(num_processes=self.num_processes)

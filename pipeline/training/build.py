@@ -1,6 +1,4 @@
-"""What a config says is to be trained: the student, its objective, what it is fed."""
-
-from dataclasses import asdict
+"""What the settings say is trained: the student, its objective, the order of its data."""
 
 from data.manifest import Manifest
 from data.reader import Order
@@ -8,45 +6,43 @@ from data.store import Source
 from get.equilibrium import Anderson, Implicit, Phantom
 from get.errors import InputError
 from get.losses import IterateLoss
-from get.models import GET, Equilibrium, ViT
-from get.models.layers import Block
-from pipeline.recipes.settings_train import GETModel, TrainConfig
+from get.models import Equilibrium, Student
+from pipeline.recipes.settings_train import TrainConfig
 
 
-def build_student(config: TrainConfig, manifest: Manifest) -> GET | ViT:
-    """Build the student for images and classes like those of the pairs."""
+def build_student(config: TrainConfig, manifest: Manifest) -> Student:
+    """Build the student for images and classes like those of the pairs.
+
+    Raises:
+        InputError: If gradient checkpointing is asked of one that cannot do it.
+    """
     channels, size, _ = manifest.image_shape
-    shape = asdict(config.model)
-    common = {"image_size": size, "channels": channels, "num_classes": manifest.num_classes}
-    if isinstance(config.model, GETModel):
-        student = GET(**common, **shape)
-        if config.gradient_checkpointing:
-            student.enable_gradient_checkpointing()
-        return student
+    student = config.model.build(size, channels, manifest.num_classes)
     if config.gradient_checkpointing:
-        raise InputError("expected a GET for gradient_checkpointing, got a ViT; leave it off")
-    return ViT(**common, **shape)
+        if not student._supports_gradient_checkpointing:
+            raise InputError(
+                f"expected a GET for gradient_checkpointing, got a {type(student).__name__}; "
+                "leave it off"
+            )
+        student.enable_gradient_checkpointing()
+    return student
 
 
-def training_module(config: TrainConfig, student: GET | ViT) -> IterateLoss:
-    """Wrap the student in the objective that the config names."""
+def build_objective(config: TrainConfig, student: Student) -> IterateLoss:
+    """Wrap the student in the loss that the settings name."""
     equilibrium = None
     if config.gradient != "unrolled":
-        steps, tol = config.solver_max_steps, config.solver_tol
-        gradient = {
-            "phantom": Phantom(steps=config.phantom_steps, damping=1.0),
-            "implicit": Implicit(solver=Anderson(), max_steps=steps, tol=tol),
-        }[config.gradient]
-        equilibrium = Equilibrium(gradient=gradient, solver=Anderson(), max_steps=steps, tol=tol)
+        solve = {
+            "solver": Anderson(),
+            "max_steps": config.solver_max_steps,
+            "tol": config.solver_tol,
+        }
+        # One undamped step carries the phantom gradient.
+        phantom = config.gradient == "phantom"
+        gradient = Phantom(steps=1, damping=1.0) if phantom else Implicit(**solve)
+        equilibrium = Equilibrium(gradient=gradient, **solve)
     iterations = config.unrolled_iterations
     return IterateLoss(student, config.loss, iterations=iterations, equilibrium=equilibrium)
-
-
-def compile_blocks(student: GET | ViT) -> None:
-    """Compile every transformer block in place: one graph a kind, and weights keep their names."""
-    for block in student.modules():
-        if isinstance(block, Block):
-            block.compile()
 
 
 def check_batch(config: TrainConfig, processes: int) -> None:
@@ -56,8 +52,8 @@ def check_batch(config: TrainConfig, processes: int) -> None:
         InputError: If it does not, or train_batch_size contradicts it.
     """
     parts = processes * config.gradient_accumulation_steps
-    each, rest = divmod(config.global_batch_size, parts)
-    if rest or config.train_batch_size not in (None, each):
+    size, rest = divmod(config.global_batch_size, parts)
+    if rest or config.train_batch_size not in (None, size):
         raise InputError(
             f"expected global_batch_size {config.global_batch_size} = train_batch_size x "
             f"{processes} processes x {config.gradient_accumulation_steps} micro-steps, got "
@@ -65,8 +61,8 @@ def check_batch(config: TrainConfig, processes: int) -> None:
         )
 
 
-def order_of(config: TrainConfig, source: Source, shards: int, pairs_per_shard: int) -> Order:
-    """Return the order in which so many training shards are read.
+def build_order(config: TrainConfig, source: Source, shards: int, pairs_per_shard: int) -> Order:
+    """Return the order in which this many training shards are read.
 
     Raises:
         InputError: If numbers do not divide.

@@ -1,7 +1,7 @@
-"""Work and memory of a training step, played through on fake tensors: shapes without numbers.
+"""Work and memory of a training step, run on fake tensors: shapes without numbers.
 
 So the largest model costs seconds and no memory. Counts are those of the CPU's kernels in the
-precision asked for; a GPU's attention keeps a little less. Next: dry_run.py tells them.
+precision asked for; a GPU's attention keeps a little less. `pipeline/plan.py` reports them.
 """
 
 from dataclasses import dataclass, replace
@@ -12,13 +12,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from data.manifest import Manifest
-from get.cost import LiveBytes, Macs, count_macs
+from data.pairs import Pairs
+from get.cost import LiveBytes, Macs, count_macs, count_parameters
 from get.equilibrium import Implicit
 from get.losses import IterateLoss
-from get.models import GET, ViT
+from get.models import Student
 from pipeline.recipes.settings_train import TrainConfig
-from pipeline.training.build import build_student, training_module
-from pipeline.training.optimizers import build_optimizers
+from pipeline.training.build import build_objective, build_student
+from pipeline.training.step import TrainingStep
 
 PERCEPTUAL = ("lpips", "dists")
 
@@ -58,65 +59,74 @@ class StepCost:
 
 
 def step_cost(config: TrainConfig, manifest: Manifest, processes: int = 1) -> StepCost:
-    """Count what a step takes whose solvers spend all the evaluations they may.
+    """Count what a step takes if its solvers spend all the evaluations they may.
 
-    Of perceptual losses nothing is counted: their networks would have to be downloaded.
+    Perceptual losses count nothing: their networks would have to be downloaded.
     """
     micro_steps = config.gradient_accumulation_steps
     samples = config.global_batch_size // (processes * micro_steps)
-    draws = config.jacobian_draws if config.jacobian_weight else 0
     if config.loss in PERCEPTUAL:
         config = replace(config, loss="l1")
+    config = replace(config, compile=False)
     with FakeTensorMode():
         student = build_student(config, manifest)
-        module = never_stopping(training_module(config, student))
-        noise, target = (torch.empty(samples, *manifest.image_shape) for _ in range(2))
+        objective = _never_stopping(build_objective(config, student))
+        step = TrainingStep(config, student, objective=objective)
+        noise, images = (torch.empty(samples, *manifest.image_shape) for _ in range(2))
         labels = torch.zeros(samples, dtype=torch.int64) if manifest.num_classes else None
-        z0 = None
-        if isinstance(student, GET) and student.z0 == "normal":
-            z0 = torch.empty(samples, student.tokens, student.width)
-        inputs = [x for x in (noise, target, labels, z0) if x is not None]
-        kept, bf16 = 0, config.mixed_precision == "bf16"
+        z0 = torch.empty(samples, *start) if (start := student.start_shape) else None
+        inputs = [x for x in (noise, images, labels, z0) if x is not None]
+        kept = 0
         with LiveBytes() as memory, Macs() as work:
-            steps = min(micro_steps, 2)  # from the second on gradients are there before
-            for _ in range(steps):
-                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                    losses = module(noise, labels, target, z0, draws)
+            measured = min(micro_steps, 2)  # from the second on gradients are there before
+            for _ in range(measured):
+                losses = step.losses(Pairs(noise, images, labels), z0, config.jacobian_weight)
                 loss = losses.total(config.iterate_decay, config.jacobian_weight)
                 kept = kept or memory.now
                 loss.backward()
     return StepCost(
-        macs=work.total // steps,
+        macs=work.total // measured,
         weights=nbytes(student),
         gradients=nbytes(student, trained=True),
-        moments=sum(map(moment_bytes, build_optimizers(config, student).values())),
+        moments=sum(map(moment_bytes, step.optimizers.values())),
         batch=micro_steps * sum(x.nbytes for x in inputs),
         kept=kept,
         peak=memory.peak,
     )
 
 
-def image_macs(student: GET | ViT) -> int:
+def image_macs(student: Student) -> int:
     """Return the multiply-accumulates of one image, of a copy without numbers."""
-    size, start = student.image_size, {}
     with torch.device("meta"):
         copy = type(student).from_config(student.config)
-        assert isinstance(copy, GET | ViT)
-        noise = torch.zeros(1, student.channels, size, size)
+        assert isinstance(copy, Student)
+        noise = torch.zeros(1, *student.image_shape)
         labels = torch.zeros(1, dtype=torch.int64) if student.num_classes else None
-        if isinstance(copy, GET):
-            start["z0"] = torch.zeros(1, copy.tokens, copy.width)
-        return count_macs(lambda: copy(noise, labels, **start))
+        z0 = torch.zeros(1, *start) if (start := copy.start_shape) else None
+        return count_macs(lambda: copy.images(noise, labels, z0=z0))
 
 
-def never_stopping(module: IterateLoss) -> IterateLoss:
+def summary(config: TrainConfig, student: Student, pairs: int, place: str, processes: int) -> str:
+    """Return model, training pairs and batch in three lines."""
+    samples = config.max_train_steps * config.global_batch_size
+    shape = "x".join(map(str, student.image_shape))
+    return f"""\
+  {type(student).__name__}: {count_parameters(student):,} parameters, \
+{image_macs(student):,} MACs per image
+  pairs: {pairs:,} of {shape} in {place}
+  global batch {config.global_batch_size} = {processes} processes x \
+{config.gradient_accumulation_steps} micro-steps; {config.max_train_steps} steps, \
+{samples / max(pairs, 1):.1f} epochs"""
+
+
+def _never_stopping(objective: IterateLoss) -> IterateLoss:
     """Let solvers spend all their evaluations: without numbers nobody knows when to stop."""
-    if (equilibrium := module.equilibrium) is not None:
+    if (equilibrium := objective.equilibrium) is not None:
         gradient = equilibrium.gradient
         if isinstance(gradient, Implicit):
             gradient = replace(gradient, tol=0.0)
-        module.equilibrium = replace(equilibrium, gradient=gradient, tol=0.0)
-    return module
+        objective.equilibrium = replace(equilibrium, gradient=gradient, tol=0.0)
+    return objective
 
 
 def nbytes(module: nn.Module, trained: bool = False) -> int:

@@ -1,50 +1,27 @@
 """What training looks at now and then: the averaged weights on held-out pairs and fixed noise.
 
-Next: evaluate.py, which measures a finished run beside its teacher.
+Next: evaluate.py, which compares a finished run with its teacher.
 """
 
-import sys
 from functools import cached_property
 
 import torch
-from accelerate import Accelerator
 from PIL.Image import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from data.manifest import DamagedShard, Manifest
 from data.pairs import Pairs
 from data.reader import Order, read_shard
+from data.real.features import RealFeatures
 from get.images import from_uint8, grid, to_uint8
 from get.metrics import frechet_distance
-from get.metrics.features import Reference
-from get.models import GET, ViT
+from get.models import Student
 from get.noise import draw
 from get.sampling import generate
 from pipeline.recipes.settings_train import TrainConfig
+from pipeline.training.skipped import Skipped
 
 GRID = 40  # images of the sample grid
-BATCH = 256  # images at once
-
-
-class Skipped:
-    """The damaged shards this process has met since it started."""
-
-    def __init__(self) -> None:
-        """None yet."""
-        self.shards: set[int] = set()
-
-    def __call__(self, shard: int, description: str) -> None:
-        """Note a shard and say so; every process speaks for itself."""
-        if shard not in self.shards:
-            self.shards.add(shard)
-            tqdm.write(f"skipped: {description}", file=sys.stderr)
-
-    def count(self, config: TrainConfig, order: Order, accelerator: Accelerator) -> int:
-        """Return how many all processes have met together."""
-        flags = torch.zeros(order.shards + config.holdout_shards, device=accelerator.device)
-        flags[list(self.shards)] = 1
-        return int((accelerator.reduce(flags, "sum") > 0).sum())
 
 
 class Validation:
@@ -71,10 +48,10 @@ class Validation:
             InputError: If the real images do not fit the pairs.
         """
         self.config, self.manifest, self.order, self.skipped = config, manifest, order, skipped
-        self.reference: Reference | None = None
+        self.real: RealFeatures | None = None
         if config.feature_network is not None and config.real_images is not None:
             network, name = config.feature_network, config.real_images
-            self.reference = Reference(network, name, manifest.image_shape, device)
+            self.real = RealFeatures(network, name, manifest.image_shape, device)
 
     @cached_property
     def held_out(self) -> Pairs | None:
@@ -89,7 +66,7 @@ class Validation:
             self.skipped(self.order.shards, str(error))
         return None
 
-    def measure(self, model: GET | ViT) -> dict[str, float]:
+    def measure(self, model: Student) -> dict[str, float]:
         """Return the mean absolute difference from the teacher's images of held-out noise, and FID.
 
         Both are of one held-out shard, so FID is higher than evaluate.py's, which takes more
@@ -102,12 +79,12 @@ class Validation:
             return {}
         made = self._generate(model, self.held_out.noise, self.held_out.labels)
         figures = {"validation_l1": float((made - self.held_out.images).abs().mean())}
-        if (real := self.reference) is not None:
+        if (real := self.real) is not None:
             features = real.features_of(from_uint8(to_uint8(made)))
             figures["validation_fid"] = frechet_distance(features, real.features["training"])
         return figures
 
-    def picture(self, model: GET | ViT) -> Image | None:
+    def picture(self, model: Student) -> Image | None:
         """Return a grid of samples, always of the same noise; None for latents."""
         m = self.manifest
         if m.image_shape[0] not in (1, 3):
@@ -117,12 +94,7 @@ class Validation:
         made = self._generate(model, noise, labels)
         return grid(to_uint8(made), columns=10, scale=max(1, 64 // made.shape[-1]))
 
-    def _generate(self, model: GET | ViT, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Make images batch by batch; sample i is sample i of the training's seed."""
-        parts = []
-        for at in range(0, len(noise), BATCH):
-            part = noise[at : at + BATCH]
-            chosen = None if labels is None else labels[at : at + BATCH]
-            indices = range(at, at + len(part))
-            parts.append(generate(model, part, chosen, seed=self.config.seed, indices=indices))
-        return torch.cat(parts)
+    def _generate(self, model: Student, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """Make images; sample i is sample i of the training's seed."""
+        indices = range(len(noise))
+        return generate(model, noise, labels, seed=self.config.seed, indices=indices)

@@ -1,4 +1,4 @@
-"""The real images that generated ones are compared with, and their features, made once."""
+"""The real images that generated ones are compared with, and their features, computed once."""
 
 from pathlib import Path
 
@@ -8,11 +8,17 @@ from torch import Tensor
 from data.real import real_images
 from get.errors import InputError
 from get.metrics import features_of
-from get.models.classifier import Classifier
+from get.metrics.classifier import Classifier
 
 
-class Reference:
-    """The real images and their features, made once for all models."""
+class RealFeatures:
+    """Real images and their features, by split.
+
+    Attributes:
+        network: The classifier whose features are compared.
+        images: "training" and "held_out" images in [-1, 1].
+        features: Their float64 features.
+    """
 
     def __init__(
         self,
@@ -60,3 +66,9 @@ class Reference:
         """Return float64 features of images in [-1, 1]."""
         device = self.network.device
         return features_of(lambda x: self.network.features(x.to(device)), images, self.batch_size)
+
+    def class_accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """Return the share of images that the network takes for their class."""
+        device = self.network.device
+        logits = features_of(lambda x: self.network(x.to(device)), images, self.batch_size)
+        return float((logits.argmax(1) == labels).double().mean())

@@ -1,7 +1,7 @@
 """A small convolutional classifier whose penultimate features stand in for Inception's.
 
 FID and its kin need features that know the data; ImageNet features know nothing of 8x8 digits.
-Trained by `pipeline/train_classifier.py`, used by `get/metrics`.
+Trained by `pipeline/train_classifier.py`, used by `data/real/features.py`.
 """
 
 import torch.nn.functional as F

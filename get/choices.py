@@ -1,0 +1,12 @@
+"""The words that settings choose among, as types: shared by the library and the command line."""
+
+from typing import Literal
+
+Loss = Literal["l1", "l2", "pseudo_huber", "lpips", "dists"]
+"""Loss of an image against the teacher's: see `get/losses.py`."""
+
+Start = Literal["injection", "zeros", "normal"]
+"""Where GET's iteration starts: at the injected features, at zeros, or at unit normal noise."""
+
+MapForm = Literal["anchored", "plain"]
+"""The map GET iterates: z <- x + (blocks(z) - z), or z <- blocks(z) as published."""

@@ -1,0 +1,131 @@
+"""What a student is: a network that makes an image from noise in one call.
+
+`GET` and the `ViT` baseline are two; training, sampling and measuring know only `Student`, so a
+new baseline architecture is a subclass of it and a recipe that names it (see CONTRIBUTING.md).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from get.equilibrium import Anderson, Implicit, Phantom, Solver
+from get.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equilibrium:
+    """How training reaches the converged state and differentiates it.
+
+    Attributes:
+        gradient: How the solution is differentiated; memory does not grow with the solve.
+        solver: Solver of the forward pass.
+        max_steps: Evaluations it may spend.
+        tol: Relative residual at which a sample stops.
+    """
+
+    gradient: Phantom | Implicit
+    solver: Solver = field(default_factory=Anderson)
+    max_steps: int = 24
+    tol: float = 1e-3
+
+
+class Trajectory(NamedTuple):
+    """Every image a student makes on its way, for losses on iterates.
+
+    A student that does not iterate makes one image and leaves the rest at its defaults.
+
+    Attributes:
+        images: The decoded iterates z_1 .. z_T, then the converged state if it was asked for.
+        residual: Mean relative residual of the last state.
+        states: The states themselves, (batch, tokens, width) each.
+        map: The map that was iterated, called as `map(z, *inputs)`.
+        inputs: Its inputs.
+    """
+
+    images: Float[Tensor, "iterates batch channels side side"]
+    residual: Float[Tensor, ""] | None = None
+    states: tuple[Tensor, ...] = ()
+    map: Callable[..., Tensor] | None = None
+    inputs: tuple[Tensor, ...] = ()
+
+
+class Student(ModelMixin, ConfigMixin):
+    """A one-step generator of square images.
+
+    A subclass sets the three attributes without a default and defines `forward(noise, labels)`.
+    One that iterates sets `iterations` as well and overrides `start_shape`, `images` and
+    `trajectory`. Its constructor carries `@register_to_config`, as in diffusers.
+
+    Attributes:
+        image_size: Side of the image in pixels.
+        channels: Image channels.
+        num_classes: Number of classes; None for an unconditional model.
+        iterations: Default number of iterations; None for a network that does not iterate.
+    """
+
+    image_size: int
+    channels: int
+    num_classes: int | None
+    iterations: int | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of noise and image."""
+        return self.channels, self.image_size, self.image_size
+
+    @property
+    def start_shape(self) -> tuple[int, ...] | None:
+        """Shape of the random start of one sample's iteration; None if none is drawn."""
+        return None
+
+    def images(
+        self,
+        noise: Float[Tensor, "batch channels side side"],
+        labels: Int[Tensor, " batch"] | None = None,
+        *,
+        iterations: int | None = None,
+        z0: Float[Tensor, "batch ..."] | None = None,
+    ) -> Float[Tensor, "batch channels side side"]:
+        """Make images, nominally in [-1, 1], not clipped.
+
+        Args:
+            noise: Unit normal noise.
+            labels: Class indices; None exactly if the model is unconditional.
+            iterations: Number of iterations; None takes the model's own.
+            z0: Start of the iteration, of `start_shape`; None where none is drawn.
+
+        Raises:
+            InputError: If the arguments do not fit the model.
+        """
+        if iterations is not None or z0 is not None:
+            raise InputError(
+                f"expected a model that iterates for iterations, got a {type(self).__name__}; "
+                "leave iterations out"
+            )
+        return self(noise, labels)
+
+    def trajectory(
+        self,
+        noise: Float[Tensor, "batch channels side side"],
+        labels: Int[Tensor, " batch"] | None = None,
+        *,
+        iterations: int | None = None,
+        z0: Float[Tensor, "batch ..."] | None = None,
+        equilibrium: Equilibrium | None = None,
+    ) -> Trajectory:
+        """Make the images that training compares with the teacher's; arguments as in `images`.
+
+        Args:
+            noise: Unit normal noise.
+            labels: Class indices; None exactly if the model is unconditional.
+            iterations: Iterations differentiated, an image each; None takes the model's number.
+            z0: Start of the iteration.
+            equilibrium: How to go on to the converged state, which makes the last image; None
+                ends before.
+        """
+        return Trajectory(self.images(noise, labels, iterations=iterations, z0=z0)[None])

@@ -1,0 +1,108 @@
+"""All trainings as one Markdown table: what each is made of, takes and should reach.
+
+`python -m pipeline.recipes` prints it. No number is typed here: settings come from the recipes,
+counts from models without memory, figures from published.py or the measurements in docs/.
+"""
+
+from dataclasses import asdict, fields
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from data.files import read_json
+from get.cost import count_parameters
+from pipeline.jobs.tables import markdown
+from pipeline.recipes import RECIPES
+from pipeline.recipes.published import FIGURES, Figure
+from pipeline.recipes.settings_train import Architecture, TrainConfig
+from pipeline.training.build import build_student
+from pipeline.training.step_cost import image_macs
+
+MEASUREMENTS = Path(__file__).parents[2] / "docs" / "measurements"
+COLUMNS = (
+    *("training", "pairs", "teacher", "model", "parameters", "MACs per image", "global batch"),
+    *("steps", "other settings that are not defaults", "pairs needed", "FID", "source"),
+)
+ELSEWHERE = {  # settings with a column of their own, and those that do not change the result
+    *("output_dir", "pairs", "model", "max_train_steps", "global_batch_size", "holdout_shards"),
+    *("streams", "checkpointing_steps", "validation_steps", "log_steps"),
+    *("feature_network", "real_images"),
+}
+REMARK = """\
+Left out: the same trainings with other seeds, NAME-seed1 and NAME-seed2 (comparisons.py).
+Pairs needed: for training and held out; `python -m pipeline.make_pairs PAIRS` makes them. Published
+FID: 50,000 images in one call, against CIFAR-10's test set, where it is about 2 points higher than
+against the training set. FID measured here: 5,000 images in the features of a small classifier,
+iterations as trained; only ratios between trainings on the same pairs mean anything.
+`python -m pipeline.plan TRAINING` shows what one would take."""
+
+
+def trainings() -> str:
+    """Return the table and how to read it."""
+    rows = [
+        row(name, config, pairs)
+        for pairs, recipe in RECIPES.items()
+        for name, config in recipe.students.items()
+        if config.seed == 0
+    ]
+    return f"{markdown([COLUMNS, *rows])}\n\n{REMARK}"
+
+
+def row(name: str, config: TrainConfig, recipe: str) -> list[str]:
+    """Return the cells of a training."""
+    pairs, figure = RECIPES[recipe].pairs, expected(name)
+    parameters, macs = costs(config.model, recipe)
+    teacher = Path(pairs.teacher)
+    return [
+        name,
+        pairs.output_dir.name,
+        teacher.name if teacher.is_absolute() else str(teacher),
+        described(config.model),
+        f"{parameters / 1e6:,.2f} M",
+        f"{macs / 1e9:,.2f} G" if macs >= 1e9 else f"{macs / 1e6:,.2f} M",
+        str(config.global_batch_size),
+        f"{config.max_train_steps:,}",
+        ", ".join(different(config)) or "-",
+        f"{pairs.num_pairs:,}",
+        "-" if figure.fid is None else f"{figure.fid:.2f}",
+        figure.source,
+    ]
+
+
+@cache
+def costs(model: Architecture, recipe: str) -> tuple[int, int]:
+    """Return parameters and multiply-accumulates per image of a shape of model."""
+    config = TrainConfig(output_dir=Path(), pairs="", model=model)
+    with torch.device("meta"):
+        student = build_student(config, RECIPES[recipe].manifest())
+    return count_parameters(student), image_macs(student)
+
+
+def described(model: Architecture) -> str:
+    """Return the shape of a model in words."""
+    shape = ", ".join(f"{name} {value}" for name, value in asdict(model).items())
+    return f"{type(model).__name__.removesuffix('Model')}: {shape}"
+
+
+def different(config: TrainConfig) -> list[str]:
+    """Return the settings that are not at the defaults of TrainConfig."""
+    return [
+        f"{f.name} {value}"
+        for f in fields(config)
+        if f.name not in ELSEWHERE and (value := getattr(config, f.name)) != f.default
+    ]
+
+
+def expected(name: str) -> Figure:
+    """Return the FID that is published, or measured here."""
+    if name in FIGURES:
+        return FIGURES[name]
+    for path in sorted(MEASUREMENTS.glob(f"*/{name}.json")):
+        found = read_json(path)
+        if "by_iterations" in found:
+            found = found["by_iterations"][str(found["default_iterations"])]
+        if "training" not in found:  # a benchmark of that name
+            continue
+        return Figure(found["training"]["fid"], f"measured: docs/measurements/{path.parent.name}")
+    return Figure(None, "not measured")

@@ -1,0 +1,153 @@
+"""THE training step: loss, backward pass, clipping, optimisers, average.
+
+`pipeline/train.py` runs it, the benchmarks time it, `step_cost.py` counts it. What a step draws is
+a function of (seed, step), so nothing random has to be saved.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from data.pairs import Pairs
+from get.ema import EMA
+from get.losses import IterateLoss, Losses
+from get.models import Student
+from get.noise import step_seed
+from pipeline.recipes.settings_train import TrainConfig
+from pipeline.training.build import build_objective
+from pipeline.training.optimizers import build_optimizers
+
+JACOBIAN = 2**32  # streams of (seed, step) from here on belong to the Jacobian penalty
+
+
+class TrainingStep:
+    """A student in training; a call makes one optimiser step.
+
+    Attributes:
+        student: Its raw weights are trained.
+        ema: Its averaged weights.
+        optimizers: By the names of their files in a checkpoint.
+        schedulers: Learning-rate schedules, one an optimiser.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        student: Student,
+        accelerator: Accelerator | None = None,
+        streams: int = 1,
+        objective: IterateLoss | None = None,
+    ) -> None:
+        """Build all that a step changes.
+
+        Args:
+            config: The settings.
+            student: The model to train, on its device.
+            accelerator: Of the processes that share the step; None: this process alone.
+            streams: Logical streams of the data order, each with random starts of its own.
+            objective: The loss; None builds the one that the settings name.
+        """
+        self.config, self.student, self.accelerator = config, student, accelerator
+        self.streams = streams
+        self.rank = accelerator.process_index if accelerator else 0
+        self.processes = accelerator.num_processes if accelerator else 1
+        self.ema = EMA(student, config.ema_decay)
+        self.trainable = [p for p in student.parameters() if p.requires_grad]
+        self.optimizers = build_optimizers(config, student)
+        self.schedulers = tuple(
+            get_scheduler(
+                config.lr_scheduler,
+                optimizer,
+                num_warmup_steps=config.lr_warmup_steps,
+                num_training_steps=config.max_train_steps,
+            )
+            for optimizer in self.optimizers.values()
+        )
+        if config.compile:
+            student.compile_repeated_blocks()  # in place: weights keep their names
+        objective = objective or build_objective(config, student)
+        # DDP where there are several processes; it wraps the module whose forward returns losses.
+        self.module = accelerator.prepare(objective) if accelerator else objective
+
+    def __call__(self, batch: Pairs, number: int) -> dict[str, Tensor]:
+        """Make optimiser step `number`, counted from 0; return its figures.
+
+        Args:
+            batch: This process's part of the global batch.
+            number: Decides the random draws and the learning rate.
+        """
+        micro_steps = self.config.gradient_accumulation_steps
+        size = len(batch) // micro_steps
+        z0 = self.random_start(number, len(batch))
+        penalty_weight = self.penalty_weight(number)
+        figures: dict[str, list[Tensor]] = {}
+        for i in range(micro_steps):
+            rows = slice(i * size, (i + 1) * size)
+            with self._gradients_synchronised(last=i == micro_steps - 1):
+                part = None if z0 is None else z0[rows]
+                losses = self.losses(batch.take(rows), part, penalty_weight, number)
+                total = losses.total(self.config.iterate_decay, penalty_weight)
+                (total / micro_steps).backward()
+            values = {"loss": losses.iterates[-1], "total": total, "residual": losses.residual}
+            for name, value in values.items():
+                if value is not None:
+                    figures.setdefault(name, []).append(value)
+        norm = clip_grad_norm_(self.trainable, self.config.max_grad_norm or torch.inf)
+        self.update()
+        return {name: torch.stack(parts).mean() for name, parts in figures.items()} | {
+            "grad_norm": norm
+        }
+
+    def losses(
+        self, batch: Pairs, z0: Tensor | None, penalty_weight: float = 0.0, number: int = 0
+    ) -> Losses:
+        """Return the losses of a micro-batch, evaluated in the precision of the settings."""
+        draws, generator = 0, None
+        if penalty_weight:
+            seed = step_seed(self.config.seed, number, JACOBIAN + 1 + self.rank)
+            draws, generator = 1, torch.Generator(batch.noise.device).manual_seed(seed)
+        bf16 = self.config.mixed_precision == "bf16"
+        with torch.autocast(batch.noise.device.type, torch.bfloat16, enabled=bf16):
+            return self.module(batch.noise, batch.labels, batch.images, z0, draws, generator)
+
+    def update(self) -> None:
+        """Move weights and average by the gradients there are, then forget these."""
+        for optimizer, scheduler in zip(self.optimizers.values(), self.schedulers, strict=True):
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        self.ema.update(self.student)
+
+    def random_start(self, number: int, count: int) -> Tensor | None:
+        """Draw the start of the iteration for a student that begins at random.
+
+        One draw a stream, so the number of processes has no influence.
+        """
+        if self.student.start_shape is None:
+            return None
+        device, streams = self.student.device, self.streams // self.processes
+        shape = (count // streams, *self.student.start_shape)
+        parts = []
+        for stream in range(self.rank * streams, (self.rank + 1) * streams):
+            seed = step_seed(self.config.seed, number, 1 + stream)
+            generator = torch.Generator(device).manual_seed(seed)
+            parts.append(torch.randn(shape, generator=generator, device=device))
+        return torch.cat(parts)
+
+    def penalty_weight(self, number: int) -> float:
+        """Return the weight of the Jacobian penalty in a step; 0 in steps without."""
+        c = self.config
+        if c.jacobian_weight == 0:
+            return 0.0
+        chance = step_seed(c.seed, number, JACOBIAN) / 2**32
+        return c.jacobian_weight if chance < c.jacobian_probability else 0.0
+
+    def _gradients_synchronised(self, *, last: bool) -> AbstractContextManager[None]:
+        """Let processes exchange gradients in the last micro-step of a step only."""
+        if last or self.accelerator is None:
+            return nullcontext()
+        return self.accelerator.no_sync(self.module)
