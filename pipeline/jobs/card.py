@@ -1,4 +1,4 @@
-"""The card of shipped weights: README.md for people, card.json with figures and hashes."""
+"""The card of trained weights: README.md for people, card.json with figures and hashes."""
 
 import hashlib
 import shlex
@@ -18,7 +18,7 @@ def write_card(run: Run, title: str, description: str, figures: dict[str, float]
         run: The run whose result is described.
         title: First line of README.md.
         description: What the weights are, in a sentence or two.
-        figures: Name to value, as measured.
+        figures: Measured values by name.
     """
     module = f"pipeline.{Path(sys.argv[0]).stem}"
     card = {
@@ -53,7 +53,7 @@ Seed {card["seed"]}, {card["steps"]} steps of {card["global_batch_size"]} in \
 """
     with new_file(run.path / "README.md") as temporary:
         temporary.write_text(text)
-    write_json(run.path / "card.json", card)  # last: where it is, nothing is missing
+    write_json(run.path / "card.json", card)  # last: a folder with a card is complete
 
 
 def check_card(folder: Path) -> dict:
@@ -64,11 +64,11 @@ def check_card(folder: Path) -> dict:
     """
     card = read_json(folder / "card.json")
     for name, expected in card["sha256"].items():
-        found = _hash(folder / name) if (folder / name).is_file() else "no file"
-        if found != expected:
+        actual = _hash(folder / name) if (folder / name).is_file() else "no file"
+        if actual != expected:
             raise InputError(
-                f"expected {folder / name} with SHA-256 {expected} as in its card, got {found}; "
-                "fetch the folder again or train anew"
+                f"expected {folder / name} with SHA-256 {expected} as in its card, got {actual}; "
+                "fetch the folder again or train them again"
             )
     return card
 

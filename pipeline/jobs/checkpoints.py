@@ -1,8 +1,8 @@
 """Checkpoints of a run: complete under their name, or not there at all.
 
     checkpoints/checkpoint-<step>/   the result so far, loadable as it is
-      state/                         for going on: weights, their average, the optimisers' moments
-                                     (state.py), and state.json: steps, seconds, processes
+      state/                         to continue from: weights, their average, the optimisers'
+                                     moments (state.py), and state.json: steps, seconds, processes
 
 The learning rate is a function of the settings and the step, as is everything random, so neither
 schedules nor random states are kept. See run.py for the rest of a run folder.
@@ -34,7 +34,7 @@ class TrainState:
     Attributes:
         modules: Raw and averaged weights, by the name of their file.
         optimizers: By the name of the file of their moments.
-        schedulers: One an optimiser.
+        schedulers: One for each optimiser.
     """
 
     modules: Mapping[str, nn.Module]
@@ -48,8 +48,8 @@ class Progress:
 
     Attributes:
         step: Optimiser steps done.
-        seconds: Spent in them, over all processes that worked on the run one after another.
-        processes: That did the last of them.
+        seconds: Time spent in them, summed over all jobs that worked on the run.
+        processes: Number of processes of the last job.
     """
 
     step: int = 0
@@ -59,14 +59,19 @@ class Progress:
 
 def checkpoints(run: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first; torn ones have another name."""
-    found = [p for p in run.glob("checkpoints/checkpoint-*") if p.name[11:].isdigit()]
-    return sorted(found, key=lambda p: int(p.name[11:]))
+    paths = [p for p in run.glob("checkpoints/checkpoint-*") if p.name[11:].isdigit()]
+    return sorted(paths, key=lambda p: int(p.name[11:]))
 
 
 def latest(run: Path) -> Path | None:
     """Return the newest complete checkpoint of a run, or None."""
-    found = checkpoints(run)
-    return found[-1] if found else None
+    complete = checkpoints(run)
+    return complete[-1] if complete else None
+
+
+def name_latest(run: Path) -> str:
+    """Return the words in which a run that failed names its newest checkpoint."""
+    return f"the last good checkpoint is {latest(run) or 'none'}"
 
 
 def save_checkpoint(
@@ -76,10 +81,17 @@ def save_checkpoint(
     save_result: Callable[[Path], object],
     limit: int,
 ) -> None:
-    """Write a checkpoint; once it is whole, delete all but the newest `limit`.
+    """Write a checkpoint; once it is complete, delete all but the newest `limit`.
+
+    Args:
+        run: The run folder.
+        state: What the next steps need.
+        progress: How far the run has come.
+        save_result: Writes the result as a loadable folder.
+        limit: Number of checkpoints kept.
 
     Raises:
-        OSError: If it cannot be written; those before it are left as they were.
+        OSError: If it cannot be written; older checkpoints are left as they are.
     """
     try:
         with new_folder(run / "checkpoints" / f"checkpoint-{progress.step}") as checkpoint:
@@ -91,7 +103,7 @@ def save_checkpoint(
             for name, optimizer in state.optimizers.items():
                 save_moments(folder / f"{name}.safetensors", optimizer.state_dict()["state"])
             write_json(folder / "state.json", vars(progress))
-    except SafetensorError as error:  # so it reports a full disk: "... (os error 28)"
+    except SafetensorError as error:  # its form for a full disk: "... (os error 28)"
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -101,10 +113,10 @@ def save_checkpoint(
 
 
 def prune(run: Path, limit: int) -> None:
-    """Delete all but the newest `limit` checkpoints, and what killed jobs left of others."""
+    """Delete all but the newest `limit` checkpoints, and the torn ones that killed jobs left."""
     for torn in run.glob("checkpoints/.checkpoint-*.tmp"):
         shutil.rmtree(torn)
-    for old in checkpoints(run)[:-limit]:
+    for old in checkpoints(run)[:-limit]:  # hidden first: half a folder has no checkpoint's name
         shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
 
 

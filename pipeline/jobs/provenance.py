@@ -1,4 +1,4 @@
-"""What a measurement must say about itself: versions, commit, hardware."""
+"""Where a measurement comes from: versions, commit, hardware."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ PACKAGES = ("torch", "diffusers", "accelerate", "webdataset", "torch-fidelity", 
 
 
 def provenance() -> dict[str, Any]:
-    """Return versions, commit and hardware of this process, JSON-able."""
+    """Return versions, commit and hardware of this process, ready for JSON."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
@@ -23,7 +23,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit this code is at, marked `+` where it was changed since."""
+    """Return the commit of this code, with a `+` if the code has changed since."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,20 +1,19 @@
-"""A run folder: what ran, its metrics, its checkpoints; save, resume, refuse.
+"""A run folder: what ran, its metrics, its checkpoints, its result. A run saves, resumes, refuses.
 
-    run.json              see settings.py
-    metrics.jsonl         one line a logged step
+    run.json              settings and versions, see run_json.py
+    metrics.jsonl         a line for every logged step, see metrics.py
     checkpoints/          see checkpoints.py
     samples/              grids made during training
-    finished.json         once there: the run is whole and its result lies in this folder
+    finished.json         written last: the run is complete and its result is in this folder
 
 Nothing that trains here draws from a global random stream: every step is a function of
 (seed, step), so a checkpoint needs no random states and a resumed run repeats no draw.
 """
 
 import fcntl
-import json
-import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,14 +32,15 @@ from pipeline.jobs.checkpoints import (
     TrainState,
     latest,
     load_checkpoint,
+    name_latest,
     prune,
     save_checkpoint,
 )
+from pipeline.jobs.metrics import Metrics
 from pipeline.jobs.run_json import keep_settings
 from pipeline.recipes.settings_make import TrainingConfig
 
 AGREE_STEPS = 10  # several processes ask each other this often whether to stop
-EXPLODED = 0.9  # a relative residual that says the state grows tenfold an iteration
 
 
 class Run:
@@ -62,15 +62,12 @@ class Run:
             config: Its settings.
             accelerator: Of the processes that work on it.
             data: What it learns from, as JSON.
-            batch: Says which samples a step looks at, for the report of a step that failed.
+            batch: Returns the samples that a step uses, for the report of a step that failed.
         """
-        self.config, self.accelerator, self.data, self.batch = config, accelerator, data, batch
+        self.config, self.accelerator, self.data = config, accelerator, data
         self.path = config.output_dir
+        self.metrics = Metrics(config, accelerator, batch)
         self.seconds = 0.0  # spent in steps, over all processes that worked on this run
-        self._pending: list[tuple[int, dict[str, Tensor]]] = []
-        self._bar: tqdm | None = None
-        self._looked = 0, time.perf_counter()  # steps and time when last looked at
-        self._exploded = False
 
     # ------------------------------------------------------------------ open and close
 
@@ -80,7 +77,7 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / "run.lock").open("a")
             try:
-                self._own()
+                self._take_over()
             except BaseException:
                 self._lock.close()
                 raise
@@ -88,7 +85,7 @@ class Run:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Unlock the folder; of a disk that is full, say what is safe."""
+        """Unlock the folder; if the disk is full, say which checkpoint is safe."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
         if self.accelerator.is_main_process:
@@ -96,13 +93,10 @@ class Run:
         if isinstance(error, OSError) and error.errno in cli.RESOURCE_ERRORS:
             raise cli.Failed(
                 f"expected to write {error.filename or self.path}, got: {error.strerror}; "
-                f"{self._last_good()}; mend that and run the same command to continue"
+                f"{name_latest(self.path)}; mend that and run the same command to continue"
             ) from error
 
-    def _last_good(self) -> str:
-        return f"the last good checkpoint is {latest(self.path) or 'none'}"
-
-    def _own(self) -> None:
+    def _take_over(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,9 +115,9 @@ class Run:
     # ------------------------------------------------------------------ the steps
 
     def steps(self, start: int, state: TrainState, save: Callable[[Path], object]) -> Iterator[int]:
-        """Yield the numbers of the steps that are left to do, counted from 0.
+        """Yield the numbers of the remaining steps, counted from 0.
 
-        Between them checkpoints are written, after the last one the result; after a signal the
+        Checkpoints are written between them and the result after the last one. After a signal the
         state is saved and the script exits with 128 + signal.
 
         Args:
@@ -135,17 +129,18 @@ class Run:
         if finished(self.path):
             return
         began = time.perf_counter() - self.seconds
-        self._looked = start, time.perf_counter()
         shown = self.accelerator.is_main_process
-        self._bar = cli.progress_bar(
+        progress_bar = cli.progress_bar(
             c.max_train_steps, self.path.name, "step", initial=start, shown=shown
         )
-        with cli.Signals() as signals, self._bar as bar:
+        with cli.Signals() as signals, progress_bar as bar:
+            self.metrics.start(start, bar)
             for step in range(start, c.max_train_steps):
                 yield step
                 bar.update()
                 done = step + 1
                 last = done == c.max_train_steps
+                # Several processes must stop at the same step, so they ask each other first.
                 stop = signals.received or 0
                 if several:
                     stop = self._agree(stop) if last or done % AGREE_STEPS == 0 else 0
@@ -164,78 +159,24 @@ class Run:
     def record(self, step: int, **values: Tensor) -> None:
         """Note the values of a step; logged every `log_steps`, checked for inf and nan then too.
 
+        Raises the audit event `get.step` (PEP 578) with the number of steps made: a place, the
+        same in all processes, at which an observer may end them. The others are the files of the
+        run folder, for which Python has events of its own.
+
         Raises:
-            Failed: If a value is not finite, naming the step, its samples and the last good
-                checkpoint.
+            Failed: If a value is not finite, naming the step, its samples and the last checkpoint.
         """
-        self._pending.append((step, values))
-        if (step + 1) % self.config.log_steps == 0:
-            self._flush()
+        sys.audit("get.step", step + 1)
+        self.metrics.record(step, **values)
 
     def log(self, step: int, **values: float) -> None:
-        """Append one line to metrics.jsonl and tell the trackers."""
-        if self.accelerator.is_main_process:
-            with (self.path / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step + 1, **values}) + "\n")
-        self.accelerator.log(values, step=step + 1)
+        """Append one line to metrics.jsonl and send it to the trackers."""
+        self.metrics.log(step, **values)
 
     def say(self, line: str) -> None:
         """Print a line without tearing the progress bar."""
         if self.accelerator.is_main_process:
             tqdm.write(line)
-
-    def _flush(self) -> None:
-        """Look at the pending values; the one place of the loop that waits for the device."""
-        if not self._pending:
-            return
-        names = list(self._pending[0][1])
-        rows = torch.stack(
-            [
-                torch.stack([v.detach().float() for v in values.values()])
-                for _, values in self._pending
-            ]
-        )
-        rows = self.accelerator.reduce(rows, "mean").tolist()
-        for (step, _), row in zip(self._pending, rows, strict=True):
-            if not all(map(math.isfinite, row)):
-                self._fail(step, dict(zip(names, row, strict=True)))
-        step, _ = self._pending[-1]
-        self._pending.clear()
-        values = dict(zip(names, rows[-1], strict=True))
-        self.log(step, **values)
-        rate = self._images_per_second(step + 1)
-        self.accelerator.log({"images_per_second": rate}, step=step + 1)
-        if self._bar is not None:
-            shown = {n: f"{v:.3g}" for n, v in values.items()}
-            self._bar.set_postfix({**shown, "images/s": f"{rate:.0f}"}, refresh=False)
-        exploded = values.get("residual", 0.0) > EXPLODED
-        if exploded and not self._exploded:
-            self.say(
-                f"step {step + 1}: relative residual {values['residual']:.2g}: the iteration runs "
-                "away from its fixed point; a lower learning_rate or a jacobian_weight tames it"
-            )
-        self._exploded = exploded
-
-    def _fail(self, step: int, values: dict[str, float]) -> None:
-        """Stop at values that are not finite; the samples of that step are written down."""
-        found = ", ".join(f"{name} {value}" for name, value in values.items())
-        samples = ""
-        if self.batch is not None:
-            indices, path = self.batch(step), self.path / "not-finite.json"
-            if self.accelerator.is_main_process:
-                write_json(path, {"step": step + 1, "values": values, "pairs": indices})
-            samples = f" (pairs {', '.join(map(str, indices[:4]))}, ...: all are in {path})"
-        raise cli.Failed(
-            f"expected finite values, got {found} in step {step + 1}{samples}; "
-            f"{self._last_good()}; try a lower learning_rate"
-        )
-
-    def _images_per_second(self, done: int) -> float:
-        """Return the rate since this was last asked."""
-        now = time.perf_counter()
-        before, then = self._looked
-        self._looked = done, now
-        return (done - before) * self.config.global_batch_size / max(now - then, 1e-9)
 
     def _agree(self, stop: int) -> int:
         """Return the highest signal number any process has received."""
@@ -245,7 +186,7 @@ class Run:
     # ------------------------------------------------------------------ checkpoints
 
     def _save(self, step: int, state: TrainState, save: Callable[[Path], object]) -> None:
-        self._flush()  # never save what is not finite
+        self.metrics.flush()  # never save what is not finite
         if self.accelerator.is_main_process:
             progress = Progress(step, self.seconds, self.accelerator.num_processes)
             save_checkpoint(self.path, state, progress, save, self.config.checkpoints_total_limit)
@@ -269,7 +210,7 @@ class Run:
             other = f", on {now} processes instead of {then}" if then not in (None, now) else ""
             self.say(f"{self.path}: continuing at step {progress.step} of {total}{other}")
         if self.accelerator.is_main_process:
-            _cut_metrics(self.path / "metrics.jsonl", progress.step)
+            self.metrics.cut(progress.step)
         return progress.step
 
     def published(self) -> list[str]:
@@ -285,8 +226,7 @@ class Run:
         source = latest(self.path)
         assert source is not None
         for name in self.published():
-            target = self.path / name
-            with new_file(target) as temporary:
+            with new_file(self.path / name) as temporary:
                 shutil.copyfile(source / name, temporary)
         write_json(
             self.path / "finished.json",
@@ -305,12 +245,3 @@ def _empty(path: Path) -> None:
             shutil.rmtree(entry)
         elif entry.name != "run.lock":
             entry.unlink()
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines after `step`, which the resumed run writes again, and a torn last line."""
-    if path.exists():
-        lines = [x for x in path.read_text().splitlines(keepends=True) if x.endswith("\n")]
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        with new_file(path) as temporary:
-            temporary.write_text("".join(kept))

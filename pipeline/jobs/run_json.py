@@ -1,6 +1,6 @@
-"""run.json: the settings of a run, the versions and hardware it began with, and what it had before.
+"""run.json: the settings of a run, the versions and hardware it began with, and earlier settings.
 
-A run goes on only with the settings it was begun with, or is told to go on with others.
+A run continues with the settings it began with, and with others only if that is allowed.
 """
 
 import json
@@ -15,13 +15,13 @@ from pipeline.jobs.checkpoints import latest
 from pipeline.jobs.provenance import provenance
 from pipeline.recipes.settings_make import TrainingConfig
 
-# Settings that change neither what is computed nor in which order; a run may go on without them.
+# Settings that change neither what is computed nor in which order; a run may change them freely.
 FREE = {
     *("output_dir", "pairs", "checkpointing_steps", "checkpoints_total_limit", "log_steps"),
     *("dataloader_num_workers", "overwrite_output_dir", "train_batch_size"),
     *("gradient_accumulation_steps", "gradient_checkpointing", "compile", "validation_steps"),
     *("feature_network", "real_images", "report_to", "pairs_cache", "skip_damaged_shards"),
-    *("allow_config_change", "dry_run", "check"),
+    *("allow_config_change", "check"),
 }
 
 
@@ -33,12 +33,12 @@ def keep_settings(config: TrainingConfig, data: object) -> list[str]:
         data: What the run learns from, as JSON.
 
     Returns:
-        What is different, if that is allowed; run.json has the new settings then and, under
+        The differences, if they are allowed. run.json then has the new settings and, under
         `earlier`, the old ones with the last checkpoint they made. A finished run that is to
-        train for longer is unfinished again.
+        train for longer becomes unfinished again.
 
     Raises:
-        InputError: If the folder holds other things than a run, or the settings are others.
+        InputError: If the folder holds something else than a run, or settings differ that may not.
     """
     path = config.output_dir / "run.json"
     settings = json.loads(json.dumps({**asdict(config), "data": data}, default=str))
@@ -66,14 +66,14 @@ def keep_settings(config: TrainingConfig, data: object) -> list[str]:
     earlier = [*written.get("earlier", []), change]
     done = config.output_dir / "finished.json"
     if done.exists() and read_json(done)["steps"] < config.max_train_steps:
-        done.unlink()  # before the change is written down, which is noticed but once
+        done.unlink()  # before run.json: after it the settings are equal and nobody comes here
     write_json(path, {"config": settings, "earlier": earlier, **provenance()})
     return different
 
 
 def _refuse_others(folder: Path) -> None:
     """Raise InputError if a folder without run.json is not empty."""
-    ours = "run.lock", ".run.json."  # the latter is what a killed job leaves
+    ours = "run.lock", ".run.json."  # the latter is left by a job that was killed
     foreign = sorted(p.name for p in folder.iterdir() if not p.name.startswith(ours))
     if foreign:
         raise InputError(
@@ -84,8 +84,8 @@ def _refuse_others(folder: Path) -> None:
 
 def flat(settings: Mapping[str, Any], within: str = "") -> dict[str, Any]:
     """Return nested settings by dotted name."""
-    found = {}
+    dotted = {}
     for name, value in settings.items():
-        inner = isinstance(value, dict)
-        found |= flat(value, f"{within}{name}.") if inner else {f"{within}{name}": value}
-    return found
+        nested = isinstance(value, dict)
+        dotted |= flat(value, f"{within}{name}.") if nested else {f"{within}{name}": value}
+    return dotted

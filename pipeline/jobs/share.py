@@ -1,4 +1,4 @@
-"""Which share of the work this job has, under a shell loop, Slurm, Kubernetes or torchrun alike."""
+"""Which part of the work this job does: under a shell loop, Slurm, Kubernetes or torchrun."""
 
 from collections.abc import Mapping
 
@@ -10,19 +10,20 @@ def share(
 ) -> tuple[int, int]:
     """Return (index, count): this job does the parts index, index + count, ... of the work.
 
-    The flags decide; else a Slurm array's element; else the rank under srun or under torchrun and
-    accelerate, whichever of the two cuts finer (torchrun inside an srun step has both). With
-    `num_tasks` alone the index comes from the environment, a Kubernetes indexed job's too.
+    The flags decide if they are given; otherwise the index in a Slurm array; otherwise the rank
+    under srun or under torchrun and accelerate, whichever has more processes (torchrun inside an
+    srun step has both). With `num_tasks` alone the index comes from the environment, which is how
+    an indexed job of Kubernetes is used.
 
     Raises:
-        InputError: If there is no index for the number, no number for the index, or they clash.
+        InputError: If index or count is missing, or the index is out of range.
     """
     number = {name: int(value) for name, value in environment.items() if value.isdecimal()}
     if num_tasks is not None:
-        found = (number[name] for name in INDICES if name in number)
-        index, count = next(found, None) if task_index is None else task_index, num_tasks
+        indices = (number[name] for name in INDICES if name in number)
+        index, count = next(indices, None) if task_index is None else task_index, num_tasks
     elif task_index is not None:
-        raise InputError(f"expected --num_tasks beside --task_index {task_index}, got none")
+        raise InputError(f"expected --num_tasks with --task_index {task_index}, got none")
     elif "SLURM_ARRAY_TASK_ID" in number:
         first = number.get("SLURM_ARRAY_TASK_MIN", 0)
         index = (number["SLURM_ARRAY_TASK_ID"] - first) // number.get("SLURM_ARRAY_TASK_STEP", 1)

@@ -2,11 +2,11 @@
 
     model.safetensors       raw weights
     ema.safetensors         their average
-    optimizer.safetensors   AdamW: `<index>.<name>`, step, exp_avg, exp_avg_sq of a parameter
+    optimizer.safetensors   AdamW: `<index>.<name>`; step, exp_avg, exp_avg_sq of each parameter
     muon.safetensors        Muon, where it is used: `<index>.mean`
 
-checkpoints.py keeps all this in `state/` of a checkpoint, convert_get.py beside an imported model
-(the last one if it came along), and `start_from` begins a new run with either.
+checkpoints.py keeps all this in `state/` of a checkpoint, and convert_get.py next to an imported
+model (the moments if the import has them). `start_from` begins a new run with either.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,17 +19,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from get.errors import InputError
-from get.models import GET, ViT
+from get.models import Student
 from get.muon import Muon
 from pipeline.jobs.students import load_student
 
 Moments = Mapping[int, Mapping[str, Tensor]]
 ADAMW, MUON = {"step", "exp_avg", "exp_avg_sq"}, {"mean"}
-POLICIES = ("iterations", "z0", "map", "select")  # settings that have no weights
+# Settings of an iteration: the same weights fit any of them.
+POLICIES = ("iterations", "z0", "map", "select")
 
 
 def save_moments(path: Path, moments: Moments) -> None:
-    """Write an optimiser's state by number of the parameter."""
+    """Write an optimiser's state, named by the number of the parameter."""
     tensors = {
         f"{index}.{name}": value
         for index, values in moments.items()
@@ -42,7 +43,7 @@ def load_moments(path: Path) -> dict[int, dict[str, Tensor]]:
     """Read what `save_moments` wrote.
 
     Raises:
-        OSError, SafetensorError, ValueError: If it is not there or damaged.
+        OSError, SafetensorError, ValueError: If it is missing or damaged.
     """
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in load_file(path).items():
@@ -53,62 +54,63 @@ def load_moments(path: Path) -> dict[int, dict[str, Tensor]]:
 
 def start_from(
     folder: Path,
-    student: GET | ViT,
-    average: GET | ViT,
+    student: Student,
+    average: Student,
     optimizers: Mapping[str, Optimizer],
 ) -> str:
-    """Give a new training the weights, their average and the moments of an old one.
+    """Start a new training from the weights, their average and the moments of an old one.
 
-    Where the folder has no `state/`, as the result of a run, its model is both the weights and
-    their average, and the moments are new.
+    If the folder has no `state/` (the result of a run has none), its model becomes both the
+    weights and their average, and the moments start anew.
 
     Args:
-        folder: What `load_student` reads, with `state/` or without.
-        student: Gets the raw weights.
-        average: Gets the averaged weights.
-        optimizers: Get the moments if they are the same ones; their settings stay their own.
+        folder: A folder that `load_student` reads, with `state/` or without.
+        student: Receives the raw weights.
+        average: Receives the averaged weights.
+        optimizers: Receive the moments if the old training used the same optimisers; their
+            settings stay.
 
     Returns:
-        A line about what was taken over.
+        A line that says what was loaded.
 
     Raises:
-        InputError: If there is no model, a damaged one or one of another shape.
+        InputError: If the model is missing, damaged or of another shape.
     """
-    found = load_student(folder, torch.device("cpu"))
-    _compare_shapes(folder, found, student)
+    old = load_student(folder, torch.device("cpu"))
+    _compare_shapes(folder, old, student)
     state = folder / "state"
     try:
         if not state.is_dir():
-            student.load_state_dict(found.state_dict())
-            average.load_state_dict(found.state_dict())
-            taken = "weights"
+            student.load_state_dict(old.state_dict())
+            average.load_state_dict(old.state_dict())
+            loaded = "weights"
         else:
             student.load_state_dict(load_file(state / "model.safetensors"))
             average.load_state_dict(load_file(state / "ema.safetensors"))
-            taken = "weights and their average"
+            loaded = "weights and their average"
             stored = {path.stem for path in state.glob("*.safetensors")} - {"model", "ema"}
             if stored == optimizers.keys():
                 for name, optimizer in optimizers.items():
-                    _take_moments(load_moments(state / f"{name}.safetensors"), optimizer)
-                taken += " and the optimiser's moments"
+                    _set_moments(load_moments(state / f"{name}.safetensors"), optimizer)
+                loaded += " and the optimiser's moments"
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise InputError(
             f"expected the state of a training in {state}, got {type(error).__name__}: "
             f"{str(error).splitlines()[0]}; convert it again, or delete {state} to start from "
             "the model alone"
         ) from error
-    return f"starting from the {taken} in {folder}{_other_policies(found, student)}"
+    return f"starting from the {loaded} in {folder}{_other_policies(old, student)}"
 
 
-def _compare_shapes(folder: Path, found: GET | ViT, student: GET | ViT) -> None:
-    """Raise InputError unless the weights of one fit the other."""
+def _compare_shapes(folder: Path, old: Student, student: Student) -> None:
+    """Raise InputError unless the weights of the old model fit the new one."""
     different = [
-        f"{name} {found.config.get(name)} instead of {value}"
+        f"{name} {old.config.get(name)} instead of {value}"
         for name, value in student.config.items()
-        if not name.startswith("_") and name not in POLICIES and found.config.get(name) != value
+        if not name.startswith("_") and name not in POLICIES and old.config.get(name) != value
     ]
-    if type(found) is not type(student):
-        different = [f"a {type(found).__name__}"]
+    if type(old) is not type(student):
+        different = [f"a {type(old).__name__}"]
     if different:
         raise InputError(
             f"expected a {type(student).__name__} of this run's shape in {folder}, got "
@@ -116,18 +118,18 @@ def _compare_shapes(folder: Path, found: GET | ViT, student: GET | ViT) -> None:
         )
 
 
-def _other_policies(found: GET | ViT, student: GET | ViT) -> str:
-    """Return a remark if the same weights mean another function from here on."""
+def _other_policies(old: Student, student: Student) -> str:
+    """Return a remark if the same weights now make another function."""
     different = [
-        f"{name} was {found.config[name]}, is {student.config[name]}"
+        f"{name} was {old.config[name]}, is {student.config[name]}"
         for name in ("z0", "map")
-        if found.config.get(name) != student.config.get(name)
+        if old.config.get(name) != student.config.get(name)
     ]
     return f" ({'; '.join(different)})" if different else ""
 
 
 def fit(moments: Moments, parameters: Sequence[Tensor], names: Collection[str] = ADAMW) -> bool:
-    """Say whether these are moments of all these parameters, by these names."""
+    """Say whether there are moments of exactly these parameters, with these names."""
     return moments.keys() == set(range(len(parameters))) and all(
         values.keys() == set(names)
         and all(v.shape == (() if n == "step" else parameters[i].shape) for n, v in values.items())
@@ -135,8 +137,8 @@ def fit(moments: Moments, parameters: Sequence[Tensor], names: Collection[str] =
     )
 
 
-def _take_moments(moments: Moments, optimizer: Optimizer) -> None:
-    """Put moments into an optimiser, whose own settings stay."""
+def _set_moments(moments: Moments, optimizer: Optimizer) -> None:
+    """Load moments into an optimiser; its settings stay."""
     names = MUON if isinstance(optimizer, Muon) else ADAMW
     if not fit(moments, [p for group in optimizer.param_groups for p in group["params"]], names):
         raise ValueError("moments of other parameters")

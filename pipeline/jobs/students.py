@@ -1,4 +1,4 @@
-"""Load what train.py made: the model in a run, a checkpoint, or any folder with a model index."""
+"""Load what train.py makes: the model of a run or a checkpoint, or any folder like these."""
 
 import hashlib
 import json
@@ -9,17 +9,17 @@ from safetensors import SafetensorError
 
 from data.files import read_json
 from get.errors import InputError
-from get.models import GET, ViT
+from get.models import Student
 from get.pipeline_get import GETPipeline
 
 
-def load_student(folder: Path, device: torch.device) -> GET | ViT:
+def load_student(folder: Path, device: torch.device) -> Student:
     """Load the model of a distilled pipeline; see `load_pipeline`."""
     return load_pipeline(folder, device).model
 
 
 def load_pipeline(folder: Path, device: torch.device) -> GETPipeline:
-    """Load a distilled model with what decodes its latents, if it makes latents.
+    """Load a distilled model, with its VAE if it makes latents.
 
     Raises:
         InputError: If the folder is missing, unfinished or unreadable.
@@ -34,7 +34,7 @@ def load_pipeline(folder: Path, device: torch.device) -> GETPipeline:
         pipeline = GETPipeline.from_pretrained(folder, use_safetensors=True)
     except (OSError, SafetensorError, json.JSONDecodeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"expected a readable GET or ViT in {folder}, got {type(error).__name__}: "
+            f"expected a readable model in {folder}, got {type(error).__name__}: "
             f"{str(error).splitlines()[0]}"
         ) from error
     pipeline.to(device)

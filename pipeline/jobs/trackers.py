@@ -1,4 +1,4 @@
-"""Trackers that people look at beside metrics.jsonl, all through accelerate."""
+"""Trackers such as TensorBoard, which show what metrics.jsonl holds; all through accelerate."""
 
 from dataclasses import asdict
 
@@ -13,10 +13,10 @@ from pipeline.recipes.settings_train import TrainConfig
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Refuse trackers that are unknown or not installed, which accelerate would leave out silently.
+    """Check that trackers are known and installed; accelerate would leave others out silently.
 
     Raises:
-        InputError: Then.
+        InputError: If one is not.
     """
     available = {str(tracker) for tracker in get_available_trackers()}
     for name in names:
@@ -31,7 +31,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Open every tracker under the name of the run and tell it the settings."""
+    """Open every tracker under the name of the run and give it the settings."""
     if config.report_to:
         plain = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
@@ -41,7 +41,7 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
 
 
 def track_picture(accelerator: Accelerator, picture: Image, step: int) -> None:
-    """Give a sample grid to the trackers that take pictures."""
+    """Send a sample grid to the trackers that take pictures."""
     pixels = np.asarray(picture.convert("RGB"))[None]  # one picture, height, width, channels
     for tracker in accelerator.trackers:
         if hasattr(tracker, "log_images"):

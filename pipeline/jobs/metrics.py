@@ -1,0 +1,128 @@
+"""metrics.jsonl: the values of every logged step, checked to be finite; trackers get the same."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from data.files import new_file, write_json
+from pipeline import cli
+from pipeline.jobs.checkpoints import name_latest
+from pipeline.recipes.settings_make import TrainingConfig
+
+EXPLODED = 0.9  # a relative residual that says the state grows tenfold an iteration
+
+
+class Metrics:
+    """What the steps of a run report.
+
+    Values stay on the device until `flush`, the only part of the training loop that waits for it.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        batch: Callable[[int], list[int]] | None = None,
+    ) -> None:
+        """Prepare the metrics of the run in `config.output_dir`.
+
+        Args:
+            config: The settings of the run.
+            accelerator: Of the processes that work on it.
+            batch: Returns the samples that a step uses, for the report of a step that failed.
+        """
+        self.config, self.accelerator, self.batch = config, accelerator, batch
+        self.path = config.output_dir / "metrics.jsonl"
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._bar: tqdm | None = None
+        self._flushed = 0, time.perf_counter()  # steps done at the last flush, and when it was
+        self._exploded = False
+
+    def start(self, step: int, bar: tqdm) -> None:
+        """Measure the rate from this step on and show values in the progress bar."""
+        self._flushed, self._bar = (step, time.perf_counter()), bar
+
+    def cut(self, step: int) -> None:
+        """Delete the lines after `step`, which a resumed run writes again, and a torn last line."""
+        if self.path.exists():
+            lines = self.path.read_text().splitlines(keepends=True)
+            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
+            with new_file(self.path) as temporary:
+                temporary.write_text("".join(kept))
+
+    def record(self, step: int, **values: Tensor) -> None:
+        """Note the values of a step; they are checked and logged every `log_steps`."""
+        self._pending.append((step, values))
+        if (step + 1) % self.config.log_steps == 0:
+            self.flush()
+
+    def log(self, step: int, **values: float) -> None:
+        """Append one line to metrics.jsonl and send it to the trackers."""
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step + 1, **values}) + "\n")
+        self.accelerator.log(values, step=step + 1)
+
+    def flush(self) -> None:
+        """Check all pending values and log those of the last step.
+
+        Raises:
+            Failed: If a value is not finite, naming the step, its samples and the last checkpoint.
+        """
+        if not self._pending:
+            return
+        # One transfer for all steps: the mean of each value over the processes.
+        names = list(self._pending[0][1])
+        rows = [[v.detach().float() for v in values.values()] for _, values in self._pending]
+        table = torch.stack([torch.stack(row) for row in rows])
+        means = self.accelerator.reduce(table, "mean").tolist()
+        for (step, _), row in zip(self._pending, means, strict=True):
+            if not all(map(math.isfinite, row)):
+                self._fail(step, dict(zip(names, row, strict=True)))
+        step, _ = self._pending[-1]
+        self._pending.clear()
+        values = dict(zip(names, means[-1], strict=True))
+        self.log(step, **values)
+        rate = self._images_per_second(step + 1)
+        self.accelerator.log({"images_per_second": rate}, step=step + 1)
+        if self._bar is not None:
+            shown = {name: f"{value:.3g}" for name, value in values.items()}
+            self._bar.set_postfix({**shown, "images/s": f"{rate:.0f}"}, refresh=False)
+        self._warn(step, values.get("residual", 0.0))
+
+    def _warn(self, step: int, residual: float) -> None:
+        """Say once when the fixed-point iteration begins to diverge."""
+        exploded = residual > EXPLODED
+        if exploded and not self._exploded and self.accelerator.is_main_process:
+            tqdm.write(
+                f"step {step + 1}: relative residual {residual:.2g}: the iteration runs away from "
+                "its fixed point; a lower learning_rate or a jacobian_weight tames it"
+            )
+        self._exploded = exploded
+
+    def _fail(self, step: int, values: dict[str, float]) -> None:
+        """End the run at values that are not finite; write down the samples of that step."""
+        shown = ", ".join(f"{name} {value}" for name, value in values.items())
+        samples = ""
+        if self.batch is not None:
+            indices, path = self.batch(step), self.path.with_name("not-finite.json")
+            if self.accelerator.is_main_process:
+                write_json(path, {"step": step + 1, "values": values, "pairs": indices})
+            samples = f" (pairs {', '.join(map(str, indices[:4]))}, ...: all are in {path})"
+        raise cli.Failed(
+            f"expected finite values, got {shown} in step {step + 1}{samples}; "
+            f"{name_latest(self.config.output_dir)}; try a lower learning_rate"
+        )
+
+    def _images_per_second(self, done: int) -> float:
+        """Return the rate since the last flush."""
+        now = time.perf_counter()
+        before, then = self._flushed
+        self._flushed = done, now
+        return (done - before) * self.config.global_batch_size / max(now - then, 1e-9)
