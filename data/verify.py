@@ -13,7 +13,7 @@ from data.manifest import Manifest, read_record, tar_path
 from data.reader import read_shard
 from data.store import open_store
 from data.tar import members, samples
-from data.teachers import Teacher
+from data.teachers.teacher import Teacher
 from get.noise import draw
 
 

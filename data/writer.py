@@ -31,7 +31,9 @@ from data.manifest import (
     tar_path,
 )
 from data.pairs import Pairs
-from data.teachers import Execution, Recorded, Sampler, Teacher, open_teacher
+from data.teachers.open import open_teacher
+from data.teachers.settings import Execution, Sampler
+from data.teachers.teacher import Teacher
 from get import noise as noises
 from get.errors import InputError
 
@@ -43,7 +45,7 @@ class PairSettings:
     """All that decides the bytes of a data set, and where it lies.
 
     Attributes:
-        teacher: As in `data.teachers.open_teacher`.
+        teacher: As in `data.teachers.open.open_teacher`.
         folder: The data set's folder.
         sampler: The teacher's sampler.
         execution: The teacher's precision and speed.
@@ -126,8 +128,8 @@ def describe(
     return Manifest(
         teacher=teacher.fingerprint,
         sampler=teacher.sampler.settings(),
-        execution=teacher.execution.settings() if isinstance(teacher, Recorded) else {},
-        vae=teacher.vae_source if isinstance(teacher, Recorded) else None,
+        execution=teacher.execution.settings(),
+        vae=teacher.vae_source,
         evaluations=teacher.evaluations,
         seed=seed,
         teacher_batch_size=teacher_batch_size,

@@ -1,6 +1,6 @@
 """From other people's files to ours: `python -m pipeline.convert NAME SOURCE OUT`.
 
-    edm             a pickle of NVlabs EDM to a teacher's folder (data/teachers/edm_checkpoint.py)
+    edm             a pickle of NVlabs EDM to a teacher's folder (data/teachers/edm/checkpoint.py)
     get_pairs       pairs of locuslab/get to a data set of ours (convert_get.py)
     get_checkpoint  a checkpoint of locuslab/get to a pipeline, from which training can go on
 
@@ -45,7 +45,7 @@ def main(config: Conversion) -> None:
 
 def convert_edm(config: EdmConversion) -> None:
     """Write `edm.json` and `model.safetensors` of a pickle, none of which is executed."""
-    checkpoint, _ = load(config.file)
+    checkpoint, *_ = load(config.file)
     with new_folder(config.output_dir) as folder:
         save(checkpoint, folder)
     print(f"{config.output_dir}: {len(checkpoint.state)} tensors of a {checkpoint.wrapper}")

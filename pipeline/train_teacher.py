@@ -19,11 +19,15 @@ from accelerate import Accelerator
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from data.files import write_json
 from data.real import Labelled, real_images
-from data.teachers import DiffusersTeacher, Sampler, edm_loss
+from data.teachers.edm.precondition import EdmPrecond, denoise
+from data.teachers.open import open_teacher
+from data.teachers.settings import Sampler
 from get.cost import count_parameters
 from get.ema import EMA
 from get.errors import InputError
@@ -33,6 +37,8 @@ from pipeline.jobs.checkpoints import TrainState
 from pipeline.jobs.processes import check_processes
 from pipeline.jobs.run import Run
 from pipeline.recipes.settings_make import TeacherConfig
+
+P_MEAN, P_STD = -1.2, 1.2  # of ln(sigma) in training
 
 
 def main(config: TeacherConfig) -> None:
@@ -127,6 +133,28 @@ def build_unet(config: TeacherConfig, data: Labelled) -> UNet2DModel:
     )
 
 
+def edm_loss(
+    unet: nn.Module,
+    images: Float[Tensor, "batch channels height width"],
+    labels: Int[Tensor, " batch"] | None,
+    sigma_data: float,
+    generator: torch.Generator,
+) -> Float[Tensor, ""]:
+    """Return EDM's training loss, weighted by 1 / c_out^2 (arXiv:2206.00364, table 1)."""
+    device = images.device
+    normal = torch.randn(len(images), generator=generator, device=generator.device)
+    sigma = (P_MEAN + P_STD * normal).exp().to(device)
+    noise = torch.randn(images.shape, generator=generator, device=generator.device).to(device)
+    s = sigma.view(-1, 1, 1, 1)
+
+    def predict(x: Tensor, time: Tensor) -> Tensor:
+        return unet(x, time, class_labels=labels).sample
+
+    denoised = denoise(EdmPrecond(sigma_data=sigma_data), predict, images + s * noise, sigma)
+    weight = (s**2 + sigma_data**2) / (s * sigma_data) ** 2
+    return (weight * (denoised - images) ** 2).mean()
+
+
 def save(folder: Path, unet: UNet2DModel, config: TeacherConfig, sigma_data: float) -> None:
     """Write the teacher in diffusers format."""
     unet.save_pretrained(folder / "unet")
@@ -163,7 +191,7 @@ def check(folder: Path) -> None:
     Raises:
         InputError: If it is not.
     """
-    teacher = DiffusersTeacher(folder, Sampler(steps=4), "cpu")
+    teacher = open_teacher(folder, Sampler(steps=4), "cpu")
     card = check_card(folder)
     noise, labels = draw(0, range(16), teacher.image_shape, teacher.num_classes)
     if not torch.isfinite(teacher(noise, labels)).all():

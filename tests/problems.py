@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.teachers import Sampler
+from data.teachers.settings import Execution, Sampler
+from data.teachers.teacher import Teacher
 from get.models import GET, ViT
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -45,11 +46,13 @@ def normal(count: int, channels: int = 3, seed: int = 1) -> Tensor:
     return torch.randn(count, channels, 8, 8, generator=seeded(seed))
 
 
-class Softsign:
+class Softsign(Teacher):
     """A teacher in closed form: (x + label) / (1 + |x + label|), the same bits in any batch."""
 
     evaluations = 3
     fingerprint = "softsign"
+    execution = Execution()
+    vae_source = None
 
     def __init__(self, *, channels: int = 1, num_classes: int | None = 10) -> None:
         self.image_shape = (channels, 4, 4)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from data import SHIPPED
 from data.real import Split
 from data.real.photos import CELL, SIZE, patches, photos, shrink
-from data.teachers import SHIPPED, DiffusersTeacher, Sampler
+from data.teachers.open import open_teacher
+from data.teachers.settings import Sampler
 from get.images import to_uint8
-from get.models.classifier import Classifier
+from get.metrics.classifier import Classifier
 from get.noise import draw
 
 GOLDEN = {
@@ -76,7 +78,7 @@ def test_the_split_is_the_golden_one(split: Split) -> None:
 
 
 def test_the_shipped_teacher_draws_the_photographs_it_is_asked_for() -> None:
-    teacher = DiffusersTeacher(SHIPPED / "photos-teacher", Sampler(steps=6), "cpu")
+    teacher = open_teacher(SHIPPED / "photos-teacher", Sampler(steps=6), "cpu")
     classifier = Classifier.from_pretrained(SHIPPED / "photos-features", use_safetensors=True)
     noise, labels = draw(0, range(32), teacher.image_shape, teacher.num_classes)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.teachers import Sampler
+from data.teachers.settings import Sampler
 from get.cost import count_parameters
 from get.noise import draw
 from pipeline import recipes

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data.manifest import read_manifest, record_path, tar_path
-from data.teachers import SHIPPED
+from data import SHIPPED
 from get import GETPipeline
 from get.images import from_pil, to_pil, to_uint8
 from get.noise import draw

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from data import SHIPPED
 from data.manifest import ImageFormat, Manifest, open_data_set, record_path, tar_path
-from data.teachers import SHIPPED, Sampler
+from data.teachers.settings import Sampler
 from data.verify import find_damage
 from data.writer import PairSettings, describe, generate_shard, write_shards
 from pipeline import cli, verify_pairs

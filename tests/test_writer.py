@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import writer
+from data import SHIPPED, writer
 from data.manifest import Manifest, count_shards, open_data_set, read_record, tidy
-from data.teachers import SHIPPED, Sampler
+from data.teachers.settings import Sampler
 from data.writer import PairSettings, describe, generate_shard, write_shards
 from get.errors import InputError
 

@@ -1,13 +1,11 @@
-"""A teacher in diffusers format, from a folder or the hub: any network, any scheduler that serves.
+"""Opens a teacher in diffusers format, from a folder or the hub.
 
 `model_index.json` names the parts: `unet/` (UNet2DModel) or `transformer/` (DiT), `scheduler/`
-(`solvers.py` says which serve and what they mean) and, where the network works on latents, `vae/`,
-which is not run here: the pairs are latents, and sampling decodes.
+(`ode.py` lists those that serve) and, if the network works on latents, `vae/`, which is not run
+here: the pairs are latents, and the student's pipeline decodes.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +14,12 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.teachers.hub import fetch
-from data.teachers.ode import Scheduled, choose_solver
+from data.teachers.ode import Scheduled, choose_sampler
 from data.teachers.settings import Execution, Sampler
+from data.teachers.teacher import Teacher, fingerprint, refuse_guidance
 from get.errors import InputError
 
 Model = TypeVar("Model", bound=ModelMixin)
@@ -33,109 +31,52 @@ NETWORKS: dict[tuple[str, str], type[Network]] = {
 }
 
 
-class DiffusersTeacher:
-    """Noise (and label) to image or latent, deterministic.
+def open_folder(
+    source: Path | str,
+    sampler: Sampler,
+    device: torch.device | str,
+    execution: Execution = Execution(),  # noqa: B008  frozen
+) -> Teacher:
+    """Open a teacher in diffusers format.
 
-    Attributes:
-        image_shape: Channels, height, width.
-        num_classes: Number of classes; None if unconditional.
-        evaluations: Network evaluations an image.
+    Args:
+        source: A folder, or a hub id like "owner/name".
         sampler: The sampler's settings.
+        device: Where the network runs.
         execution: Precision and speed.
-        fingerprint: SHA-256 of weights, configuration, sampler and execution settings.
-        network: The raw network.
-        vae_source: What was loaded, if its `vae/` decodes the teacher's latents; else None.
-        latent_scale: Latents are the VAE's times this; None without a VAE.
+
+    Raises:
+        InputError: If there is no such teacher, or none that goes with these settings.
     """
+    folder = fetch(source, ("unet", "transformer"))
+    parts = _parts(folder)
+    config = _json(_home(folder, "scheduler") / "scheduler_config.json")
+    ode = choose_sampler(parts.get("scheduler"), config, sampler, str(folder))
+    if "vae" in parts:  # say now, and not when a student is trained, that it is missing
+        _json(_home(folder, "vae") / "config.json")
+    name = next(k for k, v in parts.items() if (k, v) in NETWORKS)
+    network = _load(NETWORKS[name, parts[name]], folder, name, device)
+    if not isinstance(network, DiTTransformer2DModel):
+        refuse_guidance(sampler, f"{type(network).__name__} in {folder}")
+    settings = {**network.config, **config, **sampler.settings(), **execution.settings()}
+    if isinstance(ode, Scheduled):  # EDM's sampler has no entry: it was once the only one
+        settings["solver"] = ode.kind.__name__
+    public = {key: value for key, value in settings.items() if not key.startswith("_")}
+    return Teacher(
+        network=network,
+        call=_call,
+        ode=ode,
+        image_shape=_image_shape(network, folder),
+        num_classes=_num_classes(network, folder),
+        fingerprint=fingerprint(public, network.state_dict()),
+        sampler=sampler,
+        execution=execution,
+        vae_source=str(source) if "vae" in parts else None,
+    )
 
-    def __init__(
-        self,
-        source: Path | str,
-        sampler: Sampler,
-        device: torch.device | str,
-        execution: Execution = Execution(),  # noqa: B008  frozen
-    ) -> None:
-        """Load a teacher.
 
-        Args:
-            source: A folder in diffusers format, or a hub id like "owner/name".
-            sampler: The sampler's settings.
-            device: Where the network runs.
-            execution: Precision and speed.
-
-        Raises:
-            InputError: If there is no teacher that this class can use.
-        """
-        folder = fetch(source, ("unet", "transformer"))
-        parts = _parts(folder)
-        config = _json(_home(folder, "scheduler") / "scheduler_config.json")
-        self.solver = choose_solver(parts.get("scheduler"), config, sampler, str(folder))
-        name = next(k for k, v in parts.items() if (k, v) in NETWORKS)
-        self.network = _load(NETWORKS[name, parts[name]], folder, name, device)
-        self.image_shape = _image_shape(self.network, folder)
-        self.num_classes = _num_classes(self.network, folder)
-        self.sampler, self.execution = sampler, execution
-        self._guided = sampler.guidance_scale != 1
-        if self._guided and not isinstance(self.network, DiTTransformer2DModel):
-            raise InputError(
-                f"expected guidance_scale 1 (none) for the UNet2DModel in {folder}, got "
-                f"{sampler.guidance_scale}; it has no null label to guide away from"
-            )
-        self.evaluations = self.solver.evaluations * (2 if self._guided else 1)
-        self.vae_source = str(source) if "vae" in parts else None
-        vae = _json(_home(folder, "vae") / "config.json") if "vae" in parts else {}
-        self.latent_scale: float | None = vae.get("scaling_factor")
-        settings = {**config, **sampler.settings(), **execution.settings()}
-        if isinstance(self.solver, Scheduled):  # EDM's sampler was the only one once: no name
-            settings["solver"] = self.solver.kind.__name__
-        self.fingerprint = _fingerprint(self.network, settings)
-        self._execute()
-
-    def _execute(self) -> None:
-        """Bring the network into the form that is run."""
-        last = self.execution.memory_format == "channels_last"
-        self._format = torch.channels_last if last else torch.contiguous_format
-        self.network.to(memory_format=self._format)  # pyrefly: ignore[missing-argument]
-        self._run = torch.compile(self.network) if self.execution.compile else self.network
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        noise: Float[Tensor, "batch channels height width"],
-        labels: Int[Tensor, " batch"] | None,
-    ) -> Float[Tensor, "batch channels height width"]:
-        """Return float32 images, nominally in [-1, 1], not clipped, of unit normal noise.
-
-        Raises:
-            InputError: If there are labels for an unconditional teacher, or none for another.
-        """
-        if (labels is None) != (self.num_classes is None):
-            wanted, got = ("no labels", "some") if self.num_classes is None else ("labels", "none")
-            raise InputError(f"expected {wanted} for this teacher, got {got}")
-        device = self.network.device
-        labels = None if labels is None else labels.to(device)
-
-        def predict(x: Tensor, time: Tensor) -> Tensor:
-            if labels is None or not self._guided:
-                return self._evaluate(x, time, labels)
-            return self._guide(x, time, labels)
-
-        return self.solver(predict, noise.to(device))
-
-    def _evaluate(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
-        """Return the network's raw prediction, float32, without a learned variance behind it."""
-        bf16 = self.execution.mixed_precision == "bf16"
-        x = x.to(torch.float32, memory_format=self._format)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            out = self._run(x, time, class_labels=labels).sample
-        return out[:, : x.shape[1]].float()
-
-    def _guide(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
-        """Return the prediction for the label, led away from that for none (arXiv:2207.12598)."""
-        none = torch.full_like(labels, self.num_classes or 0)  # the label after the last class
-        both = self._evaluate(x.repeat(2, 1, 1, 1), time.repeat(2), torch.cat([labels, none]))
-        labelled, unlabelled = both.chunk(2)
-        return unlabelled + self.sampler.guidance_scale * (labelled - unlabelled)
+def _call(network: Network, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+    return network(x, time, class_labels=labels).sample
 
 
 def load_vae(source: str) -> AutoencoderKL:
@@ -219,12 +160,3 @@ def _json(path: Path) -> dict[str, Any]:
             f"expected a teacher in diffusers format in {path.parent}, got {type(error).__name__} "
             f"at {path.name}; give such a folder, or make one with train_teacher.py"
         ) from error
-
-
-def _fingerprint(network: Network, settings: Mapping[str, Any]) -> str:
-    public = {k: v for k, v in {**network.config, **settings}.items() if not k.startswith("_")}
-    digest = hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -1,14 +1,15 @@
-"""Deterministic ODE samplers that diffusers lacks: EDM's Heun with a float64 state."""
+"""EDM's own sampler, which diffusers lacks: Heun's method with a float64 state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
-"""(noisy images, sigma as a 0-d tensor) -> denoised images."""
+from data.teachers.edm.precondition import EdmPrecond, Precond, Predict, denoise
 
 
 def karras_sigmas(
@@ -20,17 +21,17 @@ def karras_sigmas(
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
 
 
-@torch.no_grad()
 def heun(
-    denoise: Denoise,
+    denoiser: Callable[[Tensor, Tensor], Tensor],
     noise: Float[Tensor, "batch channels height width"],
     sigmas: Float[Tensor, " levels"],
 ) -> Float[Tensor, "batch channels height width"]:
     """Integrate the probability-flow ODE by Heun's method (Alg. 1, arXiv:2206.00364).
 
     Args:
-        denoise: The denoiser D(x, sigma), called 2 * steps - 1 times.
-        noise: Unit normal noise, scaled by the first sigma here.
+        denoiser: (noisy images, noise level as a 0-d tensor) -> denoised images; called
+            2 * steps - 1 times.
+        noise: Unit normal noise, scaled by the first noise level here.
         sigmas: Falling noise levels that end in 0.
 
     Returns:
@@ -39,9 +40,58 @@ def heun(
     sigmas = sigmas.to(noise.device)
     x = noise.to(torch.float64) * sigmas[0]
     for now, following in pairwise(sigmas):
-        slope = (x - denoise(x, now)) / now
+        slope = (x - denoiser(x, now)) / now
         euler = x + (following - now) * slope
-        if following > 0:
-            slope = (slope + (euler - denoise(euler, following)) / following) / 2
+        if following > 0:  # the slope has no value at 0, so the last step is Euler's
+            slope = (slope + (euler - denoiser(euler, following)) / following) / 2
         x = x + (following - now) * slope
     return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdmHeun:
+    """EDM's own sampler: Heun's method with a float64 state, the network in float32."""
+
+    precond: Precond
+    steps: int
+    sigma_min: float
+    sigma_max: float
+    rho: float
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], steps: int) -> Self:
+        """Make the sampler from the settings of an `EDMEulerScheduler`.
+
+        A `precond` may stand in for its `prediction_type` and `sigma_data`.
+
+        Raises:
+            ValueError: If some are missing.
+        """
+        precond, levels = config.get("precond"), ("sigma_min", "sigma_max", "rho")
+        if config.get("prediction_type") == "epsilon" and "sigma_data" in config:
+            precond = EdmPrecond(sigma_data=config["sigma_data"])
+        if not isinstance(precond, Precond) or not set(levels) <= config.keys():
+            raise ValueError(
+                f"{dict(config)} without prediction_type epsilon, sigma_data, {', '.join(levels)}"
+            )
+        return cls(precond=precond, steps=steps, **{name: config[name] for name in levels})
+
+    @property
+    def sigmas(self) -> Float[Tensor, " steps_plus_one"]:
+        """Noise levels."""
+        return karras_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations an image."""
+        return 2 * self.steps - 1
+
+    def __call__(
+        self, predict: Predict, noise: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return float32 images of unit normal noise."""
+
+        def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+            return denoise(self.precond, predict, x.float(), sigma.float()).to(torch.float64)
+
+        return heun(denoiser, noise, self.sigmas).float()

@@ -1,14 +1,17 @@
-"""From a scheduler's class and settings to a deterministic solver: one loop for all of them.
+"""The choice of the teacher's sampler: what integrates its ODE from noise to image.
 
-A scheduler serves if its steps draw nothing. Those that do are refused by name, and so is any that
-is not known here: one that draws would give another image every time, silently.
+A table says which samplers go with which teachers. diffusers' schedulers serve if their steps draw
+no noise. Those that do are refused by name, and so are unknown ones: a sampler that draws would
+silently give another image every time. EDM's own sampler, which diffusers lacks, is in `heun.py`.
+To add a sampler, write a class like `EdmHeun` and enter it in the table.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_consistency_models import CMStochasticIterativeScheduler
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_deis_multistep import DEISMultistepScheduler
@@ -29,43 +32,31 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from jaxtyping import Float
 from torch import Tensor
 
-from data.teachers.edm.precondition import Predict, precondition
-from data.teachers.heun import heun, karras_sigmas
+from data.teachers.edm.precondition import Predict
+from data.teachers.heun import EdmHeun
 from data.teachers.settings import Sampler
 from get.errors import InputError
 
 
-@dataclass(frozen=True, kw_only=True)
-class EdmHeun:
-    """EDM's own sampler: Heun's method with a float64 state (`data/samplers.py`)."""
-
-    steps: int
-    sigma_data: float
-    sigma_min: float
-    sigma_max: float
-    rho: float
+@runtime_checkable  # the tests check annotations
+class OdeSampler(Protocol):
+    """From unit normal noise to float32 images, by the predictions of a raw network."""
 
     @property
     def evaluations(self) -> int:
         """Network evaluations an image."""
-        return 2 * self.steps - 1
+        ...
 
     def __call__(
         self, predict: Predict, noise: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Return float32 images of unit normal noise."""
-
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            denoised = precondition(predict, x.float(), sigma.float(), self.sigma_data)
-            return denoised.to(torch.float64)
-
-        sigmas = karras_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho)
-        return heun(denoise, noise, sigmas).float()
+        """Return the images, nominally in [-1, 1], not clipped."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduled:
-    """One of diffusers' schedulers, made anew for every batch: they carry state."""
+    """One of diffusers' schedulers, made anew for every batch because it carries state."""
 
     kind: type
     arguments: dict[str, Any]
@@ -73,7 +64,7 @@ class Scheduled:
     evaluations: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Try the scheduler on one pixel: what it cannot do shows before the first pair."""
+        """Try the scheduler on one pixel, so that it fails here and not at the first pair."""
         times = []
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
@@ -83,14 +74,13 @@ class Scheduled:
         self(predict, torch.zeros(1, 1, 1, 1))
         object.__setattr__(self, "evaluations", len(times))
 
-    @torch.no_grad()
     def __call__(
         self, predict: Predict, noise: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
         """Return float32 images of unit normal noise."""
         scheduler = self.kind(**self.arguments)
         scheduler.set_timesteps(self.steps, device=noise.device)
-        # Those for flow matching start at unit noise and do not scale: they lack both.
+        # Schedulers of flow matching start at unit noise and do not scale: they lack both.
         scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
         x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
         for t in scheduler.timesteps:
@@ -99,29 +89,30 @@ class Scheduled:
         return x.float()
 
 
-Solver = EdmHeun | Scheduled
-
-
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Schedulers that share a parametrisation, so that one may replace another.
+    """Teachers of one parametrisation, which the same samplers can sample.
 
     Attributes:
-        by_name: The methods a `Sampler` can name.
-        also: Classes that serve as well, where the teacher comes with them.
-        noisy: Classes that draw noise, whose teachers one of `by_name` can sample.
-        shared: Settings whose defaults differ among the classes.
+        by_name: The samplers that `Sampler.name` can choose: a scheduler of diffusers, or a class
+            with `from_config`.
+        also: Schedulers that serve as well, where the teacher comes with them.
+        noisy: Schedulers that draw noise; one of `by_name` can sample their teachers.
+        auto: What "auto" chooses for a teacher, where that is not the teacher's own scheduler.
+        shared: Settings whose defaults differ among the schedulers.
     """
 
     by_name: dict[str, type]
     also: tuple[type, ...] = ()
     noisy: tuple[str, ...] = ()
+    auto: Mapping[str, str] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
 
     @property
     def serving(self) -> dict[str, type]:
-        """Classes whose steps draw nothing, by their own names."""
-        return {kind.__name__: kind for kind in (*self.by_name.values(), *self.also)}
+        """Schedulers whose steps draw nothing, by the names of their classes."""
+        kinds = (*self.by_name.values(), *self.also)
+        return {kind.__name__: kind for kind in kinds if issubclass(kind, ConfigMixin)}
 
 
 DISCRETE = Family(  # DDPM's parametrisation: betas, integer times
@@ -152,7 +143,12 @@ EDM = Family(
         "heun": EdmHeun,
         "euler": EDMEulerScheduler,
         "dpmsolver++": EDMDPMSolverMultistepScheduler,
-    }
+    },
+    auto={"EDMEulerScheduler": "heun"},
+)
+EDM_CHECKPOINT = Family(  # NVlabs' files name a preconditioning where diffusers' name a scheduler
+    by_name={"heun": EdmHeun},
+    auto={"EDMPrecond": "heun", "VPPrecond": "heun", "VEPrecond": "heun"},
 )
 FLOW = Family(
     by_name={
@@ -161,83 +157,82 @@ FLOW = Family(
     }
 )
 CONSISTENCY = Family(by_name={}, also=(CMStochasticIterativeScheduler,))
-FAMILIES = (DISCRETE, EDM, FLOW, CONSISTENCY)
+FAMILIES = (DISCRETE, EDM, EDM_CHECKPOINT, FLOW, CONSISTENCY)
 
 
-def choose_solver(
+def choose_sampler(
     class_name: str | None, config: Mapping[str, Any], sampler: Sampler, where: str
-) -> Solver:
-    """Return the solver that a sampler means for a teacher with this scheduler.
+) -> OdeSampler:
+    """Return the sampler that the settings mean for a teacher.
 
     Args:
-        class_name: The scheduler's class, as `model_index.json` names it.
-        config: What is in `scheduler_config.json`.
+        class_name: The teacher's scheduler, as `model_index.json` names it, or the preconditioning
+            of an EDM checkpoint.
+        config: What is in `scheduler_config.json`, or `EdmHeun.from_config` takes.
         sampler: The settings.
         where: The teacher, for messages.
 
     Raises:
         InputError: If the scheduler draws noise, is unknown or does not go with the settings.
     """
-    families = [f for f in FAMILIES if class_name in f.serving or class_name in f.noisy]
-    if class_name is None or not families:
-        known = ", ".join(name for f in FAMILIES for name in f.serving if name != "EdmHeun")
+    for family in FAMILIES:
+        if class_name is not None and class_name in {*family.serving, *family.noisy, *family.auto}:
+            break
+    else:
+        known = ", ".join(name for family in FAMILIES for name in family.serving)
         raise InputError(
             f"expected a deterministic scheduler in {where}, got {class_name}; these serve: {known}"
         )
-    family, whose = families[0], f"{class_name} in {where}"
-    _check(family, config, sampler, whose)
-    named = "heun" if class_name == "EDMEulerScheduler" else class_name  # what "auto" stands for
-    name = named if sampler.name == "auto" else sampler.name
+    teacher = f"{class_name} in {where}"
+    _check(family, config, sampler, teacher)
+    own = family.auto.get(class_name, class_name)
+    name = own if sampler.name == "auto" else sampler.name
     kind = (family.by_name | family.serving).get(name)
-    if kind is EdmHeun:
-        return _edm_heun(config, sampler.steps, whose)
-    arguments = {} if kind is None else _arguments(kind, config, sampler)
-    sde = str(arguments.get("algorithm_type")).startswith("sde")
-    if kind is None or sde or arguments.get("stochastic_sampling"):
+    ode = None if kind is None else _make(kind, config, sampler, teacher)
+    if ode is None:
         raise InputError(
             f"expected a deterministic scheduler in {where}, got {class_name}, which draws noise "
             f"at every step; replace it with one of --sampler {', '.join(family.by_name)}"
         )
-    try:
-        return Scheduled(kind=kind, arguments=arguments, steps=sampler.steps)
-    except (ValueError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"expected settings of {whose} that {kind.__name__} can sample in {sampler.steps} "
-            f"steps, got: {reason}; choose another --sampler"
-        ) from error
+    return ode
 
 
-def _check(family: Family, config: Mapping[str, Any], sampler: Sampler, whose: str) -> None:
+def _check(family: Family, config: Mapping[str, Any], sampler: Sampler, teacher: str) -> None:
     """Refuse what the family as a whole cannot do."""
     if sampler.name not in {"auto", *family.by_name}:
         names = ", ".join(family.by_name) or "auto"
-        raise InputError(f"expected --sampler {names} for {whose}, got {sampler.name}")
+        raise InputError(f"expected --sampler {names} for {teacher}, got {sampler.name}")
     if (family is CONSISTENCY) != (sampler.steps == 1):
-        wanted = "1 sampler step" if family is CONSISTENCY else "at least 2 sampler steps"
+        steps = "1 sampler step" if family is CONSISTENCY else "at least 2 sampler steps"
         raise InputError(
-            f"expected {wanted} for {whose}, got {sampler.steps}; set --num_inference_steps"
+            f"expected {steps} for {teacher}, got {sampler.steps}; set --num_inference_steps"
         )
     if sampler.name != "auto" and (missing := sorted({*family.shared} - config.keys())):
         raise InputError(
-            f"expected {' and '.join(missing)} in the settings of {whose}, got none; "
+            f"expected {' and '.join(missing)} in the settings of {teacher}, got none; "
             "defaults differ between schedulers"
         )
 
 
-def _arguments(kind: type, config: Mapping[str, Any], sampler: Sampler) -> dict[str, Any]:
-    """Return the scheduler's arguments, as diffusers' own `from_config` finds them."""
-    changes: dict[str, Any] = {"variance_type": None}  # a learned variance is cut off before
-    if sampler.name != "auto":  # the deterministic one of two variants
-        changes |= {"algorithm_type": "dpmsolver++", "stochastic_sampling": False}
-    return kind.extract_init_dict(dict(config), **changes)[0]
-
-
-def _edm_heun(config: Mapping[str, Any], steps: int, whose: str) -> EdmHeun:
-    names = ("sigma_data", "sigma_min", "sigma_max", "rho")
-    if config.get("prediction_type") != "epsilon" or not set(names) <= config.keys():
+def _make(
+    kind: type, config: Mapping[str, Any], sampler: Sampler, teacher: str
+) -> OdeSampler | None:
+    """Return a sampler with the teacher's settings; None if it would draw noise."""
+    try:
+        if not issubclass(kind, ConfigMixin):
+            return kind.from_config(config, sampler.steps)
+        changes: dict[str, Any] = {"variance_type": None}  # the teacher cuts a learned variance off
+        if sampler.name != "auto":  # the deterministic one of two variants
+            changes |= {"algorithm_type": "dpmsolver++", "stochastic_sampling": False}
+        # The scheduler's arguments, as diffusers' own `from_config` finds them.
+        arguments = kind.extract_init_dict(dict(config), **changes)[0]
+        sde = str(arguments.get("algorithm_type")).startswith("sde")
+        if sde or arguments.get("stochastic_sampling"):
+            return None
+        return Scheduled(kind=kind, arguments=arguments, steps=sampler.steps)
+    except (ValueError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"expected prediction_type epsilon, {', '.join(names)} for {whose}, got "
-            f"{dict(config)}; EDM's sampler needs them"
-        )
-    return EdmHeun(steps=steps, **{name: config[name] for name in names})
+            f"expected settings of {teacher} that {kind.__name__} can sample in {sampler.steps} "
+            f"steps, got: {reason}; choose another --sampler"
+        ) from error

@@ -1,7 +1,7 @@
-"""How a teacher is run: the sampler's settings and those of precision and speed.
+"""How a teacher is run: the settings of its sampler and of precision and speed.
 
-Both are recorded with the pairs and part of the teacher's fingerprint; what stands at its default
-is left out, so a setting added later changes no data set made before. Next: solvers.py.
+Both are recorded with the pairs and are part of the teacher's fingerprint. Settings at their
+defaults are left out, so a setting added later changes no data set made before. Next: ode.py.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -17,10 +17,10 @@ class Sampler:
     """Settings of the deterministic sampler.
 
     Attributes:
-        steps: Noise levels. Heun's method spends 2 * steps - 1 network evaluations, the others
-            one a step; a consistency model takes one step.
-        name: "auto" is what the teacher's own scheduler means (EDM: Heun's method in float64);
-            any other name replaces it by that method for the same parametrisation.
+        steps: Noise levels. Heun's method needs 2 * steps - 1 network evaluations, the others
+            one per step; a consistency model takes one step.
+        name: "auto" is the teacher's own scheduler (EDM: Heun's method in float64); any other name
+            replaces it by that method for the same parametrisation.
         guidance_scale: Classifier-free guidance of a transformer with a null label; 1 is none.
     """
 
@@ -29,7 +29,7 @@ class Sampler:
     guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse settings that mean nothing."""
+        """Refuse settings out of range."""
         if self.steps < 1:
             raise InputError(f"expected at least 1 sampler step, got {self.steps}")
         if self.name not in get_args(SamplerName):
@@ -41,7 +41,7 @@ class Sampler:
             )
 
     def settings(self) -> dict[str, Any]:
-        """Return `steps` and whatever is not at its default."""
+        """Return `steps` and what differs from its default."""
         return {"steps": self.steps} | _changed(self)
 
 
@@ -60,7 +60,7 @@ class Execution:
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
 
     def settings(self) -> dict[str, Any]:
-        """Return whatever is not at its default."""
+        """Return what differs from its default."""
         return _changed(self)
 
 

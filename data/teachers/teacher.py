@@ -1,49 +1,139 @@
-"""What a teacher is to those who let it write pairs; the kinds of teachers are beside this file."""
+"""The teacher: a diffusion network and the sampler of its ODE, from noise (and label) to image.
 
-from typing import Protocol, runtime_checkable
+`open.py` opens one from files; `data/writer.py` lets it write pairs.
+"""
 
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from data.teachers.ode import OdeSampler
 from data.teachers.settings import Execution, Sampler
+from get.errors import InputError
+
+Call = Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]
+"""(network, its input, time of every sample, class indices) -> raw output, in its convention."""
 
 
-@runtime_checkable  # the tests check annotations
-class Teacher(Protocol):
-    """Noise (and label) to image, deterministic.
+class Teacher:
+    """Noise (and label) to image or latent, deterministic.
 
     Attributes:
+        network: The raw network.
+        ode: What samples it.
         image_shape: Channels, height, width of noise and image.
         num_classes: Number of classes; None if unconditional.
         evaluations: Network evaluations an image.
         fingerprint: SHA-256 of all that decides the image: weights, configuration, settings.
         sampler: The sampler's settings.
-    """
-
-    image_shape: tuple[int, int, int]
-    num_classes: int | None
-    evaluations: int
-    fingerprint: str
-    sampler: Sampler
-
-    def __call__(
-        self,
-        noise: Float[Tensor, "batch channels height width"],
-        labels: Int[Tensor, " batch"] | None,
-    ) -> Float[Tensor, "batch channels height width"]:
-        """Return float32 images, nominally in [-1, 1], of unit normal noise."""
-        ...
-
-
-@runtime_checkable
-class Recorded(Protocol):
-    """What the manifest tells besides, of teachers that have it.
-
-    Attributes:
         execution: Precision and speed.
         vae_source: Folder or hub id whose `vae/` decodes the teacher's latents; None if it makes
             images.
     """
 
-    execution: Execution
-    vae_source: str | None
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        call: Call,
+        ode: OdeSampler,
+        image_shape: tuple[int, int, int],
+        num_classes: int | None,
+        fingerprint: str,
+        sampler: Sampler,
+        execution: Execution = Execution(),  # noqa: B008  frozen
+        vae_source: str | None = None,
+    ) -> None:
+        """Join a network to its sampler; arguments as the attributes.
+
+        Args:
+            call: How the network is called. With guidance, the label after the last class must
+                be its null label.
+        """
+        last = execution.memory_format == "channels_last"
+        self._format = torch.channels_last if last else torch.contiguous_format
+        self.network = network.to(memory_format=self._format)
+        self._run = torch.compile(self.network) if execution.compile else self.network
+        self._call, self.ode = call, ode
+        self.image_shape, self.num_classes = image_shape, num_classes
+        self.sampler, self.execution = sampler, execution
+        self.fingerprint, self.vae_source = fingerprint, vae_source
+        self._guided = sampler.guidance_scale != 1
+        self.evaluations = ode.evaluations * (2 if self._guided else 1)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        noise: Float[Tensor, "batch channels height width"],
+        labels: Int[Tensor, " batch"] | None,
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return float32 images, nominally in [-1, 1], not clipped, of unit normal noise.
+
+        Raises:
+            InputError: If there are labels for an unconditional teacher, none for another, or
+                labels of no class.
+        """
+        self._check(labels)
+        device = next(self.network.parameters(), noise).device
+        labels = None if labels is None else labels.to(device)
+
+        def predict(x: Tensor, time: Tensor) -> Tensor:
+            if labels is None or not self._guided:
+                return self._evaluate(x, time, labels)
+            return self._guide(x, time, labels)
+
+        return self.ode(predict, noise.to(device))
+
+    def _check(self, labels: Tensor | None) -> None:
+        if (labels is None) != (self.num_classes is None):
+            expected, got = ("labels", "none") if labels is None else ("no labels", "some")
+            raise InputError(f"expected {expected} for this teacher, got {got}")
+        if labels is None or self.num_classes is None:
+            return
+        low, high = (int(bound) for bound in labels.aminmax())
+        if not 0 <= low <= high < self.num_classes:
+            raise InputError(
+                f"expected labels from 0 to {self.num_classes - 1}, got {low} to {high}"
+            )
+
+    def _evaluate(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the network's raw prediction, float32, without the learned variance after it."""
+        bf16 = self.execution.mixed_precision == "bf16"
+        x = x.to(torch.float32, memory_format=self._format)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            out = self._call(self._run, x, time, labels)
+        return out[:, : x.shape[1]].float()
+
+    def _guide(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
+        """Return the prediction for the label, extrapolated from that for none (2207.12598)."""
+        null = torch.full_like(labels, self.num_classes or 0)  # the label after the last class
+        both = self._evaluate(x.repeat(2, 1, 1, 1), time.repeat(2), torch.cat([labels, null]))
+        labelled, unlabelled = both.chunk(2)
+        return unlabelled + self.sampler.guidance_scale * (labelled - unlabelled)
+
+
+def refuse_guidance(sampler: Sampler, network: str) -> None:
+    """Refuse guidance of a network without a null label.
+
+    Raises:
+        InputError: If the settings ask for it.
+    """
+    if sampler.guidance_scale != 1:
+        raise InputError(
+            f"expected guidance_scale 1 (none) for the {network}, got {sampler.guidance_scale}; "
+            "it has no null label to guide away from"
+        )
+
+
+def fingerprint(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of settings and weights; manifests of pairs hold it."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import webdataset
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.files import write_json
 from data.manifest import ImageFormat, count_shards, open_data_set, tar_path
 from data.reader import Order, batches
-from data.teachers import Sampler
+from data.teachers.edm.precondition import Predict
+from data.teachers.settings import Sampler
+from data.teachers.teacher import Teacher
 from data.writer import describe, write_shards
 from get.errors import InputError
 from pipeline import cli
@@ -64,18 +66,30 @@ class ReaderConfig:
             )
 
 
-class Blur:
-    """A teacher that costs nothing: smooth images, which PNG compresses as it does real ones."""
+class OneCall:
+    """The sampler of a network that makes an image in one evaluation."""
 
-    image_shape: tuple[int, int, int] = (3, 32, 32)
-    num_classes: int | None = 10
     evaluations = 1
-    fingerprint = "blur"
-    sampler = Sampler(steps=1)
 
-    def __call__(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Return images in [-1, 1]."""
-        return F.interpolate(F.avg_pool2d(noise, 4) * 3, scale_factor=4, mode="bicubic").tanh()
+    def __call__(self, predict: Predict, noise: Tensor) -> Tensor:
+        """Return what the network makes of the noise."""
+        return predict(noise, torch.zeros(len(noise)))
+
+
+def blur(network: nn.Module, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+    """Return smooth images in [-1, 1], which PNG compresses as it does real ones."""
+    return F.interpolate(F.avg_pool2d(x, 4) * 3, scale_factor=4, mode="bicubic").tanh()
+
+
+BLUR = Teacher(  # costs nothing
+    network=nn.Identity(),
+    call=blur,
+    ode=OneCall(),
+    image_shape=(3, 32, 32),
+    num_classes=10,
+    fingerprint="blur",
+    sampler=Sampler(steps=1),
+)
 
 
 def main(config: ReaderConfig) -> None:
@@ -100,7 +114,7 @@ def main(config: ReaderConfig) -> None:
     rates = {name: config.num_pairs / seconds[name] for name in ways}
     result: dict[str, Any] = {
         "pairs": config.num_pairs,
-        "image_shape": Blur.image_shape,
+        "image_shape": BLUR.image_shape,
         "batch_size": config.batch_size,
         "pack": config.batch_size,
         "pairs_per_second": rates,
@@ -122,7 +136,7 @@ def write(folder: Path, name: str, config: ReaderConfig) -> Order:
     form, packed = ENCODINGS[name]
     each = config.num_pairs // SHARDS
     manifest = describe(
-        teacher := Blur(),
+        BLUR,
         seed=0,
         teacher_batch_size=config.batch_size,
         pairs_per_shard=each,
@@ -130,7 +144,7 @@ def write(folder: Path, name: str, config: ReaderConfig) -> Order:
         pack=config.batch_size if packed else 1,
     )
     open_data_set(folder, manifest)
-    write_shards(folder, range(SHARDS), teacher, manifest)
+    write_shards(folder, range(SHARDS), BLUR, manifest)
     return Order(
         source=folder,
         shards=count_shards(folder),

@@ -1,7 +1,7 @@
 """The raw networks F of EDM: SongUNet (DDPM++ and NCSN++) and DhariwalUNet (ADM).
 
-Modules are named as in NVlabs' checkpoints, so their state dicts load as they are. Layers are in
-edm_layers.py; edm_checkpoint.py puts the preconditioning around a network.
+Modules are named as in NVlabs' checkpoints, so their state dicts load as they are. `map_augment`
+is among them and never used: only training augments. Layers are in layers.py.
 """
 
 import math
@@ -23,7 +23,7 @@ from data.teachers.edm.layers import (
 )
 from get.errors import InputError
 
-LIMITS = {  # lowest and highest value, so that a damaged file asks for nothing enormous
+LIMITS = {  # lowest and highest value: a damaged file cannot ask for an enormous network
     "img_resolution": (1, 4096),
     "img_channels": (1, 64),
     "label_dim": (0, 2**20),
@@ -40,20 +40,20 @@ LIMITS = {  # lowest and highest value, so that a damaged file asks for nothing 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """What both networks are made from, under the names and with the defaults of EDM's code.
+    """Settings of both networks, with the names and defaults of EDM's code.
 
     Attributes:
         img_resolution: Height and width of the images.
         img_channels: Their channels.
         label_dim: Classes; 0 is unconditional.
-        augment_dim: Width of the augmentation labels; 0 is none.
-        model_channels: Width that the multipliers multiply.
-        channel_mult: Width of each level.
-        channel_mult_emb: Width of the embedding.
-        num_blocks: Residual blocks a level.
+        augment_dim: Width of the augmentation labels of training; 0 is none.
+        model_channels: Width that the factors below multiply.
+        channel_mult: Factor of every level's width.
+        channel_mult_emb: Factor of the embedding's width.
+        num_blocks: Residual blocks per level.
         attn_resolutions: Resolutions with self-attention.
-        dropout: Of training; not used here.
-        label_dropout: Of training; not used here.
+        dropout: Of training.
+        label_dropout: Of training.
     """
 
     img_resolution: int
@@ -82,7 +82,7 @@ class UNetConfig:
                 f"got channel_mult of {len(self.channel_mult)}"
             )
         if self.model_channels % 4:
-            raise InputError(f"expected model_channels in fours, got {self.model_channels}")
+            raise InputError(f"expected model_channels divisible by 4, got {self.model_channels}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,9 @@ class SongConfig(UNetConfig):
 
     Attributes:
         embedding_type: How the noise level enters.
-        channel_mult_noise: Width of that embedding.
+        channel_mult_noise: Factor of the noise level's embedding.
         encoder_type: "residual" feeds the scaled image into every level of the encoder.
-        decoder_type: "standard" alone is in any released checkpoint.
+        decoder_type: Released checkpoints have "standard" only.
         resample_filter: One-dimensional filter of up- and downsampling.
     """
 
@@ -125,7 +125,7 @@ class DhariwalConfig(UNetConfig):
 def _encoder(
     c: UNetConfig, style: BlockStyle, first: int, residual: bool
 ) -> tuple[nn.ModuleDict, list[int]]:
-    """Return the encoder's entries in order and the widths that it stacks for the decoder."""
+    """Return the encoder's entries in order, and the widths of its outputs for the decoder."""
     enc, widths, side = nn.ModuleDict(), [first], c.img_channels
     emb = c.channel_mult_emb * c.model_channels
     for level, factor in enumerate(c.channel_mult):
@@ -137,26 +137,22 @@ def _encoder(
             enc[f"{name}_down"] = Block(width, width, emb, style, resample="down")
             widths.append(width)
             if residual:
+                taps = style.resample_filter
                 enc[f"{name}_aux_residual"] = Conv(
-                    side,
-                    width,
-                    3,
-                    resample="down",
-                    resample_filter=style.resample_filter,
-                    fused_resample=True,
+                    side, width, 3, resample="down", resample_filter=taps, fused_resample=True
                 )
                 side = width
         for i in range(c.num_blocks):
-            wanted, attention = factor * c.model_channels, r in c.attn_resolutions
-            enc[f"{name}_block{i}"] = Block(widths[-1], wanted, emb, style, attention=attention)
-            widths.append(wanted)
+            out, attention = factor * c.model_channels, r in c.attn_resolutions
+            enc[f"{name}_block{i}"] = Block(widths[-1], out, emb, style, attention=attention)
+            widths.append(out)
     return enc, widths
 
 
 def _decoder(
     c: UNetConfig, style: BlockStyle, widths: list[int], attention_in_all: bool
 ) -> tuple[nn.ModuleDict, int]:
-    """Return the decoder's entries in order and its last width; `widths` is used up."""
+    """Return the decoder's entries in order and its last width; empties `widths`."""
     dec, width = nn.ModuleDict(), widths[-1]
     emb = c.channel_mult_emb * c.model_channels
     for level, factor in reversed(list(enumerate(c.channel_mult))):
@@ -168,17 +164,15 @@ def _decoder(
         else:
             dec[f"{name}_up"] = Block(width, width, emb, style, resample="up")
         for i in range(c.num_blocks + 1):
-            here = attention_in_all or i == c.num_blocks
-            attention = here and r in c.attn_resolutions
-            wanted = factor * c.model_channels
-            dec[f"{name}_block{i}"] = Block(
-                width + widths.pop(), wanted, emb, style, attention=attention
-            )
-            width = wanted
+            attention = r in c.attn_resolutions and (attention_in_all or i == c.num_blocks)
+            skip, out = widths.pop(), factor * c.model_channels
+            dec[f"{name}_block{i}"] = Block(width + skip, out, emb, style, attention=attention)
+            width = out
     return dec, width
 
 
 def _decode(dec: nn.ModuleDict, x: Tensor, emb: Tensor, stack: list[Tensor]) -> Tensor:
+    """Run the decoder's blocks, which concatenate the encoder's outputs, last one first."""
     for name, block in dec.items():
         if "_aux_" not in name:
             x = block(torch.cat([x, stack.pop()], dim=1) if "_block" in name else x, emb)
@@ -220,15 +214,12 @@ class SongUNet(nn.Module):
         self,
         c_noise: Float[Tensor, " levels"],
         labels: Float[Tensor, "batch classes"] | None,
-        augment_labels: Float[Tensor, "batch augment_dim"] | None = None,
     ) -> Float[Tensor, "batch_or_1 emb_channels"]:
-        """Return the embedding of noise levels, one-hot classes and augmentation."""
+        """Return the embedding of noise levels and one-hot classes."""
         cosines, sines = self.map_noise(c_noise).chunk(2, dim=1)
         emb = torch.cat([sines, cosines], dim=1)
         if self.map_label is not None and labels is not None:
             emb = emb + self.map_label(labels * math.sqrt(labels.shape[1]))
-        if self.map_augment is not None and augment_labels is not None:
-            emb = emb + self.map_augment(augment_labels)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def forward(
@@ -236,7 +227,6 @@ class SongUNet(nn.Module):
         x: Float[Tensor, "batch channels height width"],
         c_noise: Float[Tensor, " levels"],
         labels: Float[Tensor, "batch classes"] | None,
-        augment_labels: Float[Tensor, "batch augment_dim"] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
         """Return F(x).
 
@@ -244,9 +234,8 @@ class SongUNet(nn.Module):
             x: Scaled noisy images.
             c_noise: Noise condition, one for all or one a sample.
             labels: One-hot classes.
-            augment_labels: What augmentation was applied; None is none.
         """
-        emb, side, stack = self.embed(c_noise, labels, augment_labels), x, []
+        emb, side, stack = self.embed(c_noise, labels), x, []
         for name, layer in self.enc.items():
             if name.endswith("_aux_residual"):
                 x = side = stack[-1] = (x + layer(side)) / math.sqrt(2)
@@ -288,12 +277,9 @@ class DhariwalUNet(nn.Module):
         self,
         c_noise: Float[Tensor, " levels"],
         labels: Float[Tensor, "batch classes"] | None,
-        augment_labels: Float[Tensor, "batch augment_dim"] | None = None,
     ) -> Float[Tensor, "batch_or_1 emb_channels"]:
-        """Return the embedding of noise levels, one-hot classes and augmentation."""
+        """Return the embedding of noise levels and one-hot classes."""
         emb = self.map_noise(c_noise)
-        if self.map_augment is not None and augment_labels is not None:
-            emb = emb + self.map_augment(augment_labels)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if self.map_label is not None and labels is not None:
             emb = emb + self.map_label(labels)
@@ -304,10 +290,9 @@ class DhariwalUNet(nn.Module):
         x: Float[Tensor, "batch channels height width"],
         c_noise: Float[Tensor, " levels"],
         labels: Float[Tensor, "batch classes"] | None,
-        augment_labels: Float[Tensor, "batch augment_dim"] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
         """Return F(x); for the arguments see `SongUNet.forward`."""
-        emb, stack = self.embed(c_noise, labels, augment_labels), []
+        emb, stack = self.embed(c_noise, labels), []
         for layer in self.enc.values():
             x = layer(x, emb) if isinstance(layer, Block) else layer(x)
             stack.append(x)

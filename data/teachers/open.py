@@ -1,0 +1,40 @@
+"""Opens any teacher: the format is known by the name of the file, or the files of the folder."""
+
+from pathlib import Path
+
+import torch
+
+from data.teachers.diffusers_folder import open_folder
+from data.teachers.edm.checkpoint import open_checkpoint
+from data.teachers.settings import Execution, Sampler
+from data.teachers.teacher import Teacher
+from get.errors import InputError
+
+
+def open_teacher(
+    source: Path | str,
+    sampler: Sampler,
+    device: torch.device | str,
+    execution: Execution = Execution(),  # noqa: B008  frozen
+) -> Teacher:
+    """Open any teacher.
+
+    Args:
+        source: A folder in diffusers format, an EDM checkpoint (.pkl, or a folder with edm.json
+            converted from one), or a hub id: "owner/name" or "owner/name@revision".
+        sampler: The sampler's settings.
+        device: Where the network runs.
+        execution: Precision and speed.
+
+    Raises:
+        InputError: If there is no teacher, or none that goes with these settings.
+    """
+    path = Path(source)
+    if path.suffix == ".pkl" or (path / "edm.json").is_file():
+        if changed := execution.settings():
+            raise InputError(
+                f"expected no execution settings for the EDM checkpoint {path}, got "
+                f"{', '.join(changed)}; it runs in float32 as it is"
+            )
+        return open_checkpoint(path, sampler, device)
+    return open_folder(source, sampler, device, execution)
