@@ -19,12 +19,19 @@ from data.reader import read_shard
 from data.store import Cached, open_store
 from get.errors import InputError
 
-from .test_pairs import PAIRS
-from .test_store import SHARDS, Quiet, first_batches, same, serving, write_pairs
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
+from .shards import (
+    IN_PROCESSES,
+    PAIRS,
+    SHARDS,
+    Quiet,
+    order,
+    read,
+    same,
+    serving,
+    write_pairs,
 )
+
+pytestmark = IN_PROCESSES
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,7 @@ def test_a_cached_shard_is_fetched_once(folder: Path, tmp_path: Path) -> None:
 
     with serving(partial(Counting, directory=folder)) as address:
         for _ in range(2):
-            assert same(first_batches(open_store(address, tmp_path)), first_batches(folder))
+            assert same(read(order(open_store(address, tmp_path)), 5), read(order(folder), 5))
     fetched = [path for path in asked if path.endswith(".tar")]
     assert len(fetched) == len(set(fetched)) == len(kept(tmp_path))
     assert kept(tmp_path).items() <= tars(folder).items()

@@ -1,6 +1,6 @@
-"""Pairs to batches: the order is a pure function of (seed, step), and damage is told by name."""
+"""Shards to batches: the same batches on any number of processes, resumed anywhere."""
 
-from collections.abc import Callable
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -11,84 +11,20 @@ from hypothesis import strategies as st
 
 import data.reader
 from data.manifest import ImageFormat, record_path, tar_path
-from data.pairs import Pairs
-from data.reader import Order, batches
-from data.writer import write_shard
+from data.reader import batches
 from get.errors import InputError
-from get.noise import draw
 
-from .test_pairs import PAIRS, Softsign, manifest_of
+from .problems import Softsign
+from .shards import IN_PROCESSES, PAIRS, SHARDS, WORLDS, indices, order, read, same, write_pairs
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on one core
-]
-SHARDS = 8
+pytestmark = IN_PROCESSES
 GOLDEN = [4, 2, 12, 15, 11, 7, 34, 35, 25, 28, 23, 22, 38, 41, 44, 46]  # the first batch of seed 0
-
-
-def make(
-    folder: Path, shards: int, form: ImageFormat = "npy32", num_classes: int | None = 10
-) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    teacher = Softsign(num_classes=num_classes)
-    for shard in range(shards):
-        write_shard(folder, shard, teacher, manifest_of(teacher, form))
-    return folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set that tests only read."""
-    return make(tmp_path_factory.mktemp("pairs"), SHARDS)
-
-
-def order(
-    folder: Path, *, streams: int = 8, batch_size: int = 16, seed: int = 0, shards: int = SHARDS
-) -> Order:
-    return Order(
-        source=folder,
-        shards=shards,
-        pairs_per_shard=PAIRS,
-        seed=seed,
-        streams=streams,
-        batch_size=batch_size,
-    )
-
-
-def read(
-    order: Order,
-    steps: int,
-    *,
-    processes: int = 1,
-    workers: int = 0,
-    start: int = 0,
-    damaged: Callable[[int, str], object] | None = None,
-) -> list[Pairs]:
-    """Return global batches: those of all processes, concatenated."""
-    ranks = []
-    for rank in range(processes):
-        loader = batches(
-            order, rank=rank, processes=processes, start=start, workers=workers, damaged=damaged
-        )
-        ranks.append(list(islice(loader, steps)))
-    return [Pairs.cat(parts) for parts in zip(*ranks, strict=True)]
-
-
-def indices(found: list[Pairs], count: int = SHARDS * PAIRS) -> list[int]:
-    """Return the indices of pairs, told by their noise."""
-    noise, _ = draw(0, range(count), (1, 4, 4))
-    index = {float(x): i for i, x in enumerate(noise[:, 0, 0, 0])}
-    return [index[float(x)] for batch in found for x in batch.noise[:, 0, 0, 0]]
-
-
-def same(first: list[Pairs], second: list[Pairs]) -> bool:
-    """Compare labelled batches bit by bit."""
-    return all(
-        a is not None and b is not None and torch.equal(a, b)
-        for ours, theirs in zip(first, second, strict=True)
-        for a, b in zip(vars(ours).values(), vars(theirs).values(), strict=True)
-    )
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 def differ(first: list[int], second: list[int]) -> bool:
@@ -117,6 +53,19 @@ def test_processes_and_workers_do_not_change_a_global_batch(
     assert same(read(order(folder), 4, processes=processes, workers=workers), expected)
 
 
+@pytest.mark.parametrize("shards", [1, 3, 5, 7])
+def test_any_number_of_shards_is_read_alike_by_any_number_of_processes(
+    folder: Path, shards: int
+) -> None:
+    chosen = order(folder, shards=shards)
+    expected = read(chosen, 6)
+    assert same(read(chosen, 4, processes=4, workers=2, start=2), expected[2:])
+    epochs, rest = divmod(8, shards)  # a shard per stream takes three batches
+    counts = Counter(indices(expected[:3]))
+    assert set(counts.values()) == ({epochs, epochs + 1} if rest else {epochs})
+    assert len(counts) == shards * PAIRS
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("start", [1, 3, 5, 100])
 def test_a_resumed_run_gets_the_batches_of_an_undisturbed_one(
@@ -125,9 +74,6 @@ def test_a_resumed_run_gets_the_batches_of_an_undisturbed_one(
     chosen = order(folder, batch_size=40)  # 5 of a shard's 6 pairs a stream and step
     expected = read(chosen, start + 2)[start:]
     assert same(read(chosen, 2, start=start, workers=workers), expected)
-
-
-WORLDS = [(p, w) for p in (1, 2, 4, 8) for w in (0, 1, 2, 4, 8) if 8 % (p * max(w, 1)) == 0]
 
 
 @settings(deadline=None, max_examples=25)
@@ -150,7 +96,7 @@ def test_any_world_resumed_anywhere_gets_every_pair_once_an_epoch_in_the_one_ord
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_opens_no_skipped_shard(tmp_path: Path, workers: int) -> None:
-    chosen = order(make(tmp_path, SHARDS), streams=2, batch_size=12)  # a shard a stream and step
+    chosen = order(write_pairs(tmp_path), streams=2, batch_size=12)  # a shard a stream and step
     expected = read(chosen, 4)[2:]
     for step in (0, 1):
         for stream in (0, 1):
@@ -180,57 +126,6 @@ def test_reading_draws_nothing_from_the_global_generator(folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@settings(deadline=None)
-@given(
-    streams=st.integers(1, 4),
-    shards_each=st.integers(1, 4),
-    pairs=st.integers(1, 7),
-    size=st.integers(1, 20),
-    seed=st.integers(0, 2**64 - 1),
-)
-def test_chunks_have_the_right_size_and_cover_every_epoch_once(
-    streams: int, shards_each: int, pairs: int, size: int, seed: int
-) -> None:
-    chosen = Order(
-        source=Path(),
-        shards=streams * shards_each,
-        pairs_per_shard=pairs,
-        seed=seed,
-        streams=streams,
-        batch_size=streams * size,
-    )
-    epoch = shards_each * pairs  # of a stream
-    taken = []
-    for stream in range(streams):
-        stretch = []
-        for step in range(-(-2 * epoch // size)):
-            chunk = [
-                (shard, int(i)) for shard, places in chosen.chunk(stream, step) for i in places
-            ]
-            assert len(chunk) == size
-            stretch += chunk
-        taken.append(stretch)
-    everything = [(shard, i) for shard in range(chosen.shards) for i in range(pairs)]
-    for begin in (0, epoch):
-        assert sorted(pair for part in taken for pair in part[begin : begin + epoch]) == everything
-
-
-@pytest.mark.parametrize(
-    ("streams", "batch_size", "shards", "told"),
-    [
-        (3, 12, 8, "3 streams divide, got 8"),
-        (4, 10, 8, "4 streams divide, got 10"),
-        (1, 4, 0, "1 streams divide, got 0"),
-        (2, 4, -2, "2 streams divide, got -2"),
-    ],
-)
-def test_numbers_that_do_not_divide_are_refused(
-    folder: Path, streams: int, batch_size: int, shards: int, told: str
-) -> None:
-    with pytest.raises(InputError, match=told):
-        order(folder, streams=streams, batch_size=batch_size, shards=shards)
-
-
 @pytest.mark.parametrize(("processes", "workers"), [(3, 0), (1, 3), (4, 4), (16, 0)])
 def test_loader_processes_that_do_not_divide_the_streams_are_refused(
     folder: Path, processes: int, workers: int
@@ -246,7 +141,7 @@ def test_loader_processes_that_do_not_divide_the_streams_are_refused(
 def test_images_of_every_format_arrive_as_float32_in_the_range(
     tmp_path: Path, form: ImageFormat, tolerance: float, num_classes: int | None
 ) -> None:
-    chosen = order(make(tmp_path, 2, form, num_classes), streams=2, batch_size=12, shards=2)
+    chosen = order(write_pairs(tmp_path, 2, form, num_classes), streams=2, batch_size=12, shards=2)
     batch = next(batches(chosen))
     assert batch.noise.dtype == batch.images.dtype == torch.float32
     assert batch.images.abs().max() <= 1
@@ -260,7 +155,7 @@ def test_shards_are_kept_in_memory_up_to_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     monkeypatch.setattr(data.reader, "CACHE_BYTES", limit)
-    loader = batches(order(make(tmp_path, 4), streams=1, batch_size=PAIRS, shards=4))
+    loader = batches(order(write_pairs(tmp_path, 4), streams=1, batch_size=PAIRS, shards=4))
     first = list(islice(loader, 4))
     for shard in range(4):
         tar_path(tmp_path, shard).unlink()
@@ -276,7 +171,7 @@ def test_decoded_shards_in_memory_do_not_grow_with_the_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data.reader, "CACHE_BYTES", 1)
-    whole = order(make(tmp_path, SHARDS), streams=2, batch_size=2)
+    whole = order(write_pairs(tmp_path), streams=2, batch_size=2)
     shards = data.reader._Shards(whole, at_least=3)
     for number in range(SHARDS):
         assert len(shards[number]) == PAIRS

@@ -1,49 +1,23 @@
-"""Where a data set may lie: folders, web servers, object stores, commands; and its cache."""
+"""Where a data set may lie: the same pairs from folders, web servers, object stores, commands."""
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
-from itertools import islice
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from threading import Thread
 
 import fsspec
 import pytest
-import torch
 
-import data.store
-from data.manifest import (
-    DamagedShard,
-    count_shards,
-    open_data_set,
-    read_manifest,
-    read_record,
-)
-from data.pairs import Pairs
-from data.reader import Order, batches, read_shard
-from data.store import Store, open_store
-from data.writer import write_shard
+from data.manifest import count_shards, read_manifest, read_record
+from data.reader import read_shard
+from data.store import Source, Store, open_store
 from get.errors import InputError
 
-from .test_pairs import PAIRS, Softsign, manifest_of
+from .shards import IN_PROCESSES, SHARDS, Quiet, order, read, same, serving, write_pairs
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on one core
-]
-SHARDS = 6
-
-
-def write_pairs(folder: Path, shards: int = SHARDS) -> Path:
-    manifest = manifest_of(teacher := Softsign())
-    open_data_set(folder, manifest)
-    for shard in range(shards):
-        write_shard(folder, shard, teacher, manifest)
-    return folder
+pytestmark = IN_PROCESSES
 
 
 @pytest.fixture(scope="module")
@@ -52,33 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("the pairs"))
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-
-@contextmanager
-def serving(handler: Callable) -> Iterator[str]:
-    """Serve with a handler on a free port; yield the address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Callable], str]]:
-    """Serve with any number of handlers as long as a test lasts."""
-    with ExitStack() as stack:
-        yield lambda handler: stack.enter_context(serving(handler))
-
-
 @pytest.fixture(params=["folder", "text", "web", "memory", "pipe", "cached", "cached folder"])
-def source(
-    request: pytest.FixtureRequest, folder: Path, tmp_path: Path, serve: Callable
-) -> Iterator[str | Path | Store]:
+def source(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> Iterator[Source]:
     """The same data set, wherever it may lie."""
     match request.param:
         case "folder":
@@ -86,7 +35,8 @@ def source(
         case "text":
             yield str(folder)
         case "web":
-            yield serve(partial(Quiet, directory=folder))
+            with serving(partial(Quiet, directory=folder)) as address:
+                yield address
         case "memory":
             system = fsspec.filesystem("memory")
             system.put(f"{folder}/", "/bucket/pairs/", recursive=True)
@@ -95,38 +45,24 @@ def source(
         case "pipe":
             yield f"pipe:cat {shlex.quote(str(folder))}/{{}}"
         case "cached":
-            yield open_store(serve(partial(Quiet, directory=folder)), tmp_path / "cache")
+            with serving(partial(Quiet, directory=folder)) as address:
+                yield open_store(address, tmp_path / "cache")
         case "cached folder":
             yield open_store(folder, tmp_path / "cache")
 
 
-def first_batches(source: str | Path | Store, workers: int = 0) -> list[Pairs]:
-    order = Order(
-        source=source, shards=SHARDS, pairs_per_shard=PAIRS, seed=0, streams=2, batch_size=8
-    )
-    return list(islice(batches(order, workers=workers), 5))
-
-
-def same(first: list[Pairs], second: list[Pairs]) -> bool:
-    return all(
-        a is not None and b is not None and torch.equal(a, b)
-        for ours, theirs in zip(first, second, strict=True)
-        for a, b in zip(vars(ours).values(), vars(theirs).values(), strict=True)
-    )
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_data_set_is_the_same_wherever_it_lies(
-    source: str | Path | Store, folder: Path, workers: int
+    source: Source, folder: Path, workers: int
 ) -> None:
     assert read_manifest(source) == read_manifest(folder)
     assert count_shards(source) == SHARDS
     assert read_record(source, 3) == read_record(folder, 3)
     assert read_record(source, SHARDS) is None
-    assert same(first_batches(source, workers), first_batches(folder))
+    assert same(read(order(source), 5, workers=workers), read(order(folder), 5))
 
 
-def test_an_absent_file_is_told_from_a_silent_store(source: str | Path | Store) -> None:
+def test_an_absent_file_is_told_from_a_silent_store(source: Source) -> None:
     store = open_store(source)
     with pytest.raises(FileNotFoundError):
         store.read("pairs-000099.tar")
@@ -161,104 +97,7 @@ def test_shards_that_cannot_be_listed_are_counted_in_few_questions(present: int)
     assert len(asked) == len(set(asked)) <= 2 * present.bit_length() + 1
 
 
-# ------------------------------------------------------------------ http
-
-
-class Moody(BaseHTTPRequestHandler):
-    """Answers from a list, one entry a request: a status, or bytes (cut ones too)."""
-
-    answers: list[int | bytes | tuple[int, bytes]]
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        answer = self.answers.pop(0)
-        if isinstance(answer, int):
-            self.send_error(answer)
-            return
-        length, content = (len(answer), answer) if isinstance(answer, bytes) else answer
-        self.send_response(200)
-        self.send_header("Content-Length", str(length))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-
-@pytest.fixture
-def moody(serve: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[str]]]:
-    monkeypatch.setattr(data.store, "DELAYS", (0.01, 0.01, 0.01))
-
-    def start(*answers: int | bytes | tuple[int, bytes]) -> tuple[str, list[str]]:
-        asked: list[str] = []
-        handler = type("Handler", (Moody,), {"answers": list(answers), "asked": asked})
-        return serve(handler), asked
-
-    return start
-
-
-def test_what_passes_is_asked_again(moody: Callable) -> None:
-    address, asked = moody(503, (9, b"cut"), 429, b"whole")
-    assert open_store(address).read("x") == b"whole"
-    assert len(asked) == 4
-
-
-def test_what_does_not_pass_is_told_in_one_line(moody: Callable) -> None:
-    address, asked = moody(500, 502, 503, 504)
-    with pytest.raises(InputError, match=f"expected to read {address}/x, got HTTP 504") as told:
-        open_store(address).read("x")
-    assert len(asked) == 4
-    assert "\n" not in str(told.value)
-
-
-@pytest.mark.parametrize(("status", "kind"), [(404, FileNotFoundError), (410, FileNotFoundError)])
-def test_absence_is_not_asked_again(moody: Callable, status: int, kind: type) -> None:
-    address, asked = moody(status)
-    with pytest.raises(kind):
-        open_store(address).read("x")
-    assert len(asked) == 1
-
-
-def test_a_refusal_is_no_absence_and_not_asked_again(moody: Callable) -> None:
-    address, asked = moody(403)
-    with pytest.raises(InputError, match="HTTP 403"):
-        open_store(address).read("x")
-    assert len(asked) == 1
-
-
-def test_a_query_is_sent_but_not_told(moody: Callable) -> None:
-    address, asked = moody(b"whole", 403)
-    store = open_store(f"{address}/pairs/?token=secret")
-    assert store.read("x") == b"whole"
-    assert asked == ["/pairs/x?token=secret"]
-    with pytest.raises(InputError) as told:
-        store.read("x")
-    assert "secret" not in str(told.value)
-
-
-def test_a_server_that_is_not_there_is_told(serve: Callable, moody: Callable) -> None:
-    with pytest.raises(InputError, match=r"expected to read http://127.0.0.1:9/x, got URLError"):
-        open_store("http://127.0.0.1:9").read("x")
-
-
-RECORD = json.dumps({"count": 4, "first_index": 0, "sha256": "", "bytes": 9}).encode()
-
-
-@pytest.mark.parametrize("first", [[], [RECORD]], ids=["record", "tar"])
-def test_a_silent_store_is_no_damaged_shard_to_skip(moody: Callable, first: list[bytes]) -> None:
-    address, _ = moody(*first, *[500] * 4, *first, *[500] * 4)
-    with pytest.raises(InputError, match="HTTP 500") as raised:
-        read_shard(address, 0)
-    assert not isinstance(raised.value, DamagedShard)
-    order = Order(source=address, shards=2, pairs_per_shard=4, seed=0, streams=1, batch_size=4)
-    told = []
-    with pytest.raises(InputError, match="HTTP 500"):
-        next(batches(order, damaged=lambda shard, description: told.append(shard)))
-    assert told == []
-
-
-# ------------------------------------------------------------------ commands and object stores
+# ---------------------------------------------------------------- commands and object stores
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from pipeline import cli, train
 from pipeline.evaluate import read_held_out
 from pipeline.recipes import EVALUATIONS, STUDENTS
 
-from .test_pairs import PAIRS
-from .test_store import Quiet, serving, write_pairs
+from .shards import PAIRS, Quiet, serving, write_pairs
 
 WEIGHTS = "model/diffusion_pytorch_model.safetensors"
 SHARDS = 5  # one is held out

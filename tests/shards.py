@@ -1,0 +1,138 @@
+"""Small data sets of pairs that several tests share: written, read, served over http."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+
+from data.manifest import ImageFormat, Manifest, open_data_set
+from data.order import Order
+from data.pairs import Pairs
+from data.reader import batches
+from data.store import Source
+from data.writer import describe, write_shard
+from get.noise import draw
+
+from .problems import Softsign
+
+PAIRS = 6  # per shard; the teacher makes 4 and 2
+SHARDS = 8
+WORLDS = [(p, w) for p in (1, 2, 4, 8) for w in (0, 1, 2, 4, 8) if 8 % (p * max(w, 1)) == 0]
+"""Processes and loader workers that 8 streams can be shared among."""
+IN_PROCESSES = [  # for tests that start some
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on one core
+]
+
+
+# ---------------------------------------------------------------- writing
+
+
+def manifest_of(teacher: Softsign, form: ImageFormat = "npy32") -> Manifest:
+    return describe(teacher, seed=0, teacher_batch_size=4, pairs_per_shard=PAIRS, image_format=form)
+
+
+def write_pairs(
+    folder: Path,
+    shards: int = SHARDS,
+    form: ImageFormat = "npy32",
+    num_classes: int | None = 10,
+) -> Path:
+    """Write a data set and return its folder."""
+    manifest = manifest_of(teacher := Softsign(num_classes=num_classes), form)
+    open_data_set(folder, manifest)
+    for shard in range(shards):
+        write_shard(folder, shard, teacher, manifest)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder in which others may be writing."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        with suppress(FileNotFoundError):  # a temporary file that has been renamed since
+            files[path.name] = path.read_bytes()
+    return files
+
+
+# ---------------------------------------------------------------- reading
+
+
+def order(
+    source: Source,
+    *,
+    streams: int = 8,
+    batch_size: int = 16,
+    seed: int = 0,
+    shards: int = SHARDS,
+    pairs_per_shard: int = PAIRS,
+) -> Order:
+    return Order(
+        source=source,
+        shards=shards,
+        pairs_per_shard=pairs_per_shard,
+        seed=seed,
+        streams=streams,
+        batch_size=batch_size,
+    )
+
+
+def read(
+    order: Order,
+    steps: int,
+    *,
+    processes: int = 1,
+    workers: int = 0,
+    start: int = 0,
+    damaged: Callable[[int, str], object] | None = None,
+) -> list[Pairs]:
+    """Return global batches: those of all processes, concatenated."""
+    ranks = []
+    for rank in range(processes):
+        loader = batches(
+            order, rank=rank, processes=processes, start=start, workers=workers, damaged=damaged
+        )
+        ranks.append(list(islice(loader, steps)))
+    return [Pairs.cat(parts) for parts in zip(*ranks, strict=True)]
+
+
+def indices(batches: list[Pairs], count: int = SHARDS * PAIRS) -> list[int]:
+    """Return the indices of pairs, known by their noise."""
+    noise, _ = draw(0, range(count), (1, 4, 4))
+    index = {float(x): i for i, x in enumerate(noise[:, 0, 0, 0])}
+    return [index[float(x)] for batch in batches for x in batch.noise[:, 0, 0, 0]]
+
+
+def same(first: list[Pairs], second: list[Pairs]) -> bool:
+    """Compare labelled batches bit by bit."""
+    return all(
+        a is not None and b is not None and torch.equal(a, b)
+        for ours, theirs in zip(first, second, strict=True)
+        for a, b in zip(vars(ours).values(), vars(theirs).values(), strict=True)
+    )
+
+
+# ---------------------------------------------------------------- serving
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves a folder and logs nothing."""
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(handler: Callable) -> Iterator[str]:
+    """Serve with a handler on a free port; yield the address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()

@@ -1,0 +1,88 @@
+"""The files of a data set: manifest and records, made once, compared and counted."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.manifest import (
+    Manifest,
+    count_shards,
+    open_data_set,
+    read_manifest,
+    read_record,
+    record_path,
+)
+from get.errors import InputError
+
+from .problems import Softsign
+from .shards import contents, manifest_of, write_pairs
+
+MANIFEST = manifest_of(Softsign())
+
+
+def test_png_is_refused_for_latents_of_four_channels() -> None:
+    with pytest.raises(InputError, match="expected 1 or 3 channels for image_format png, got 4"):
+        manifest_of(Softsign(channels=4), "png")
+
+
+def test_of_many_writers_one_creates_the_manifest_and_the_others_compare(tmp_path: Path) -> None:
+    offers = [replace(MANIFEST, seed=i // 4) for i in range(32)]
+
+    def offer(manifest: Manifest) -> bool:
+        try:
+            open_data_set(tmp_path, manifest)
+        except InputError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        accepted = list(pool.map(offer, offers))
+    winner = read_manifest(tmp_path)
+    assert accepted == [manifest == winner for manifest in offers]
+    assert list(contents(tmp_path)) == ["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    ("other", "shown"),
+    [
+        (replace(MANIFEST, teacher="other"), "teacher was 'softsign', is 'other'"),
+        (replace(MANIFEST, image_format="png"), "image_format was 'npy32', is 'png'"),
+        (replace(MANIFEST, sampler={"steps": 9}), "sampler was {'steps': 2}, is {'steps': 9}"),
+        (
+            replace(MANIFEST, seed=1, num_classes=None),
+            "seed was 0, is 1; num_classes was 10, is None",
+        ),
+    ],
+)
+def test_other_settings_are_refused_showing_the_difference(
+    tmp_path: Path, other: Manifest, shown: str
+) -> None:
+    before = contents(write_pairs(tmp_path, 1))
+    with pytest.raises(InputError) as raised:
+        open_data_set(tmp_path, other)
+    assert f"got: {shown};" in str(raised.value)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "text", ['{"schema": 2}', "{", '{"schema": 1, "seed": 0}'], ids=lambda text: text
+)
+def test_another_schema_or_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=f"expected .* in {tmp_path}, got "):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"count": 6}'])
+def test_a_damaged_record_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    record_path(tmp_path, 3).write_text(text)
+    with pytest.raises(InputError, match=r"pairs-000003\.json"):
+        read_record(tmp_path, 3)
+
+
+def test_a_gap_is_refused(tmp_path: Path) -> None:
+    record_path(write_pairs(tmp_path, 4), 2).unlink()
+    with pytest.raises(InputError, match=r"expected shard 2 .* although shard 3 is finished"):
+        count_shards(tmp_path)

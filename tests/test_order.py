@@ -1,0 +1,187 @@
+"""The order of the pairs: golden, complete in every epoch, the same whoever reads it."""
+
+import json
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.order import check_readers, choose_streams
+from get.errors import InputError
+
+from .shards import PAIRS, order
+
+ORDERS = st.fixed_dictionaries(
+    {
+        "shards": st.integers(1, 12),
+        "streams": st.integers(1, 12),
+        "pairs_per_shard": st.integers(1, 7),
+        "seed": st.integers(0, 2**64 - 1),
+    }
+)
+# Shards, pairs per shard, seed, streams, pairs per stream and batch. The first hash is of three
+# epochs, the second one too, with three shards damaged.
+GOLDEN = {
+    (4, 6, 0, 1, 5): ("aa9e54aeace91df4", "c5933a35ea8ab1c3"),
+    (8, 6, 0, 8, 2): ("2a07abda060f13fa", "d38f562aa1136c28"),
+    (12, 7, 3, 4, 13): ("acfe1a8b668ad592", "914bade36c400544"),
+    (24, 7, 2**63 + 5, 8, 5): ("acb5bd001c9eeefe", "afa90d64c50e043d"),
+}
+
+
+@pytest.mark.parametrize(("numbers", "hashes"), GOLDEN.items())
+def test_the_order_of_a_seed_is_the_golden_one_so_that_old_runs_resume(
+    numbers: tuple[int, int, int, int, int], hashes: tuple[str, str]
+) -> None:
+    shards, pairs, seed, streams, size = numbers
+    chosen = order(
+        Path(),
+        shards=shards,
+        pairs_per_shard=pairs,
+        seed=seed,
+        streams=streams,
+        batch_size=streams * size,
+    )
+    steps = range(3 * shards * pairs // (streams * size) + 2)
+    around = [
+        [
+            (shard, places.tolist())
+            for stream in range(streams)
+            for shard, places in chosen.chunk(stream, step, {1, 2, shards - 1})
+        ]
+        for step in steps
+    ]
+    whole = [chosen.indices(step) for step in steps]
+    found = (sha256(json.dumps(part).encode()).hexdigest()[:16] for part in (whole, around))
+    assert tuple(found) == hashes
+
+
+@settings(deadline=None)
+@given(numbers=ORDERS, size=st.integers(1, 20))
+def test_every_pair_comes_once_before_any_comes_twice_but_for_what_streams_read_at_one_time(
+    numbers: dict[str, int], size: int
+) -> None:
+    """After every round, in which each stream reads one shard, the counts differ by one at most."""
+    shards, streams, pairs = (numbers[k] for k in ("shards", "streams", "pairs_per_shard"))
+    chosen = order(Path(), batch_size=streams * size, **numbers)
+    rounds = 2 * shards + 1
+    read: list[list[tuple[int, int]]] = []
+    for stream in range(streams):
+        steps = range(-(-rounds * pairs // size))
+        chunks = [chosen.chunk(stream, step) for step in steps]
+        assert all(sum(len(places) for _, places in chunk) == size for chunk in chunks)
+        read.append([(n, int(i)) for chunk in chunks for n, places in chunk for i in places])
+    everything = [(shard, i) for shard in range(shards) for i in range(pairs)]
+    counts = Counter(dict.fromkeys(everything, 0))
+    for turn in range(rounds):
+        for taken in read:
+            counts.update(taken[turn * pairs : (turn + 1) * pairs])
+        assert set(counts) == set(everything)
+        epochs, rest = divmod((turn + 1) * streams, shards)
+        assert set(counts.values()) == ({epochs, epochs + 1} if rest else {epochs})
+
+
+@settings(deadline=None)
+@given(numbers=ORDERS, size=st.integers(1, 4), chunks=st.integers(1, 4))
+def test_no_batch_has_a_pair_twice_where_there_are_enough(
+    numbers: dict[str, int], size: int, chunks: int
+) -> None:
+    shards, streams = numbers["shards"], numbers["streams"]
+    readings = (streams - 2) // shards + 2  # of one shard by all streams at one time, at most
+    pairs = size * chunks * max(readings, 1)
+    chosen = order(Path(), batch_size=streams * size, **numbers | {"pairs_per_shard": pairs})
+    for step in range(2 * shards * pairs // size):
+        taken = chosen.indices(step)
+        assert len(set(taken)) == len(taken)
+
+
+@settings(deadline=None)
+@given(
+    damaged=st.sets(st.integers(0, 11), max_size=11),
+    streams=st.sampled_from([1, 2, 3, 4, 6, 12]),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_a_damaged_shard_is_replaced_inside_its_stream_where_that_can_be(
+    damaged: set[int], streams: int, seed: int
+) -> None:
+    chosen = order(Path(), shards=12, seed=seed, streams=streams, batch_size=streams)
+    steps = range(12 // streams * PAIRS)  # an epoch, a pair a step
+    for stream in range(streams):
+        whole = [chosen.chunk(stream, step)[0] for step in steps]
+        around = [chosen.chunk(stream, step, damaged)[0] for step in steps]
+        own = [shard for shard, _ in whole[::PAIRS]]
+        for (shard, places), (other, same_places) in zip(whole, around, strict=True):
+            assert int(places[0]) == int(same_places[0])
+            assert other not in damaged
+            at = own.index(shard)
+            readable = [n for n in own[at:] + own[:at] if n not in damaged]
+            assert other == readable[0] if readable else other not in own
+
+
+@settings(deadline=None)
+@given(numbers=ORDERS, damaged=st.sets(st.integers(0, 11)))
+def test_damaged_shards_are_replaced_by_readable_ones_whatever_the_numbers(
+    numbers: dict[str, int], damaged: set[int]
+) -> None:
+    shards, streams = numbers["shards"], numbers["streams"]
+    chosen = order(Path(), batch_size=streams, **numbers)
+    readable = set(range(shards)) - damaged
+    for step in range(2 * shards * numbers["pairs_per_shard"]):
+        for stream in range(streams):
+            (shard, places), (other, same_places) = (
+                chosen.chunk(stream, step, without)[0] for without in (set[int](), damaged)
+            )
+            assert places.tolist() == same_places.tolist()
+            assert other == shard if shard not in damaged or not readable else other in readable
+
+
+# ---------------------------------------------------------------- numbers that fit
+
+
+@pytest.mark.parametrize(
+    ("streams", "batch_size", "shards", "shown"),
+    [
+        (4, 10, 8, "4 streams divide, got 10, which 1, 2, 5, 10 streams divide"),
+        (1, 4, 0, "at least 1 training shard in .*, got 0"),
+        (2, 4, -2, "at least 1 training shard in .*, got -2"),
+    ],
+)
+def test_an_empty_data_set_and_streams_that_do_not_divide_the_batch_are_refused(
+    streams: int, batch_size: int, shards: int, shown: str
+) -> None:
+    with pytest.raises(InputError, match=shown):
+        order(Path("here"), streams=streams, batch_size=batch_size, shards=shards)
+
+
+@pytest.mark.parametrize(
+    ("shards", "batch_size", "readers", "streams"),
+    [
+        (8, 16, 1, 8),  # 8 wherever that was possible before it was chosen
+        (2928, 512, 8, 8),
+        (97, 512, 1, 8),  # does not divide the shards
+        (5, 64, 1, 4),
+        (5, 60, 1, 5),
+        (1, 64, 1, 1),
+        (97, 60, 1, 6),
+        (97, 60, 4, 4),
+        (5, 64, 8, 8),  # more processes than shards
+        (97, 512, 32, 32),
+        (3, 7, 1, 1),
+        (0, 16, 2, 2),  # refused by Order
+    ],
+)
+def test_the_number_of_streams_fits_batch_shards_and_readers(
+    shards: int, batch_size: int, readers: int, streams: int
+) -> None:
+    assert choose_streams(shards, batch_size, readers) == streams
+
+
+def test_numbers_that_fit_are_named() -> None:
+    with pytest.raises(InputError, match=r"to divide the global batch size 12, got 5; .* 1, 2, 3,"):
+        choose_streams(8, 12, 5)
+    check_readers(8, 2, 4)
+    with pytest.raises(InputError, match=r"to divide 8 streams, got 3 x 1; .* one of 1, 2, 4, 8"):
+        check_readers(8, 3, 0)

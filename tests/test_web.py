@@ -1,0 +1,112 @@
+"""Data sets on web servers: what is asked again, what is absent, what is an error."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+
+import data.store
+from data.manifest import DamagedShard
+from data.reader import batches, read_shard
+from data.store import open_store
+from get.errors import InputError
+
+from .shards import order, serving
+
+
+class Moody(BaseHTTPRequestHandler):
+    """Answers from a list, one entry a request: a status, or bytes (cut ones too)."""
+
+    answers: list[int | bytes | tuple[int, bytes]]
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        answer = self.answers.pop(0)
+        if isinstance(answer, int):
+            self.send_error(answer)
+            return
+        length, content = (len(answer), answer) if isinstance(answer, bytes) else answer
+        self.send_response(200)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[str, list[str]]]]:
+    """Return a function that starts a server with these answers; its address, what is asked."""
+    monkeypatch.setattr(data.store, "DELAYS", (0.01, 0.01, 0.01))
+
+    def start(*answers: int | bytes | tuple[int, bytes]) -> tuple[str, list[str]]:
+        asked: list[str] = []
+        handler = type("Handler", (Moody,), {"answers": list(answers), "asked": asked})
+        return servers.enter_context(serving(handler)), asked
+
+    with ExitStack() as servers:
+        yield start
+
+
+def test_what_passes_is_asked_again(moody: Callable) -> None:
+    address, asked = moody(503, (9, b"cut"), 429, b"whole")
+    assert open_store(address).read("x") == b"whole"
+    assert len(asked) == 4
+
+
+def test_what_does_not_pass_is_told_in_one_line(moody: Callable) -> None:
+    address, asked = moody(500, 502, 503, 504)
+    with pytest.raises(InputError, match=f"expected to read {address}/x, got HTTP 504") as told:
+        open_store(address).read("x")
+    assert len(asked) == 4
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(404, FileNotFoundError), (410, FileNotFoundError)])
+def test_absence_is_not_asked_again(moody: Callable, status: int, kind: type) -> None:
+    address, asked = moody(status)
+    with pytest.raises(kind):
+        open_store(address).read("x")
+    assert len(asked) == 1
+
+
+def test_a_refusal_is_no_absence_and_not_asked_again(moody: Callable) -> None:
+    address, asked = moody(403)
+    with pytest.raises(InputError, match="HTTP 403"):
+        open_store(address).read("x")
+    assert len(asked) == 1
+
+
+def test_a_query_is_sent_but_not_told(moody: Callable) -> None:
+    address, asked = moody(b"whole", 403)
+    store = open_store(f"{address}/pairs/?token=secret")
+    assert store.read("x") == b"whole"
+    assert asked == ["/pairs/x?token=secret"]
+    with pytest.raises(InputError) as told:
+        store.read("x")
+    assert "secret" not in str(told.value)
+
+
+def test_a_server_that_is_not_there_is_told(moody: Callable) -> None:
+    with pytest.raises(InputError, match=r"expected to read http://127.0.0.1:9/x, got URLError"):
+        open_store("http://127.0.0.1:9").read("x")
+
+
+RECORD = json.dumps({"count": 4, "first_index": 0, "sha256": "", "bytes": 9}).encode()
+
+
+@pytest.mark.parametrize("first", [[], [RECORD]], ids=["record", "tar"])
+def test_a_silent_store_is_no_damaged_shard_to_skip(moody: Callable, first: list[bytes]) -> None:
+    address, _ = moody(*first, *[500] * 4, *first, *[500] * 4)
+    with pytest.raises(InputError, match="HTTP 500") as raised:
+        read_shard(address, 0)
+    assert not isinstance(raised.value, DamagedShard)
+    few = order(address, shards=2, pairs_per_shard=4, streams=1, batch_size=4)
+    told = []
+    with pytest.raises(InputError, match="HTTP 500"):
+        next(batches(few, damaged=lambda shard, description: told.append(shard)))
+    assert told == []
