@@ -6,20 +6,24 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
     cat <<'EOF'
-Usage: ./launch.sh [RECIPE] [--num_processes N] [--output_dir DIR] [--retrain_teacher]
+Usage: ./launch.sh [RECIPE] [--recipes FILE.py] [--num_processes N] [--output_dir DIR]
+                   [--retrain_teacher]
        ./launch.sh test [--slow] [PYTEST ARGUMENTS]
        ./launch.sh --help
 
 Without an argument: sets up .venv and runs the recipe `digits` through all its stages:
-teacher -> pairs -> train GET and the ViT baselines -> sample -> evaluate -> report.
-Run it again and it skips what is finished and continues what was interrupted.
+feature network and teacher (shipped or trained) -> pairs -> train GET and the ViT baselines
+-> sample -> evaluate -> report.
+Run it again: it skips what is finished and continues what was interrupted.
 
-  RECIPE             a name in pipeline/recipes.py (digits; photos: colour patches of three photographs;
-                     equilibria, claim, ours-digits, ours-photos: what the README's tables compare;
-                     smoke: everything at its smallest)
-  --num_processes N  processes of the pair, training and sampling stages (default: one a GPU, else 1)
+  RECIPE             digits; photos: colour patches of three photographs; equilibria, claim,
+                     ours-digits, ours-photos: what the tables in docs/ compare; smoke: everything
+                     at its smallest; or one of your own
+  --recipes FILE.py  your own recipes (CONTRIBUTING.md shows one for a folder of pictures)
+  --num_processes N  processes of the pair, training and sampling stages (default: one per GPU,
+                     else 1)
   --output_dir DIR   where everything goes (default: runs)
-  --retrain_teacher  train the teacher anew instead of using the one that comes with the repository
+  --retrain_teacher  train the teacher anew instead of using the shipped one
 
   test               lint, types, import rules and tests; --slow runs the slow tests as well
 
@@ -28,7 +32,7 @@ EOF
 }
 
 # ---------------------------------------------------------------- arguments
-recipe=digits processes="" output=runs retrain=0 slow=0 pytest_arguments=()
+recipe=digits processes="" output=runs retrain=0 slow=0 own_recipes=() pytest_arguments=()
 if [[ ${1:-} == test ]]; then
     recipe=test; shift
 elif [[ $# -gt 0 && $1 != -* ]]; then
@@ -43,6 +47,10 @@ while [[ $# -gt 0 ]]; do
             need "$@"; output=$2; shift 2
             # relative to where the caller stands, not to the repository
             [[ $output == /* || $caller == "$PWD" ]] || output=$caller/$output ;;
+        --recipes)
+            need "$@"; file=$2; shift 2
+            [[ $file == /* || $file != *.py || $caller == "$PWD" ]] || file=$caller/$file
+            own_recipes=(--recipes "$file") ;;
         --retrain_teacher) retrain=1; shift ;;
         --slow) slow=1; shift ;;
         *)
@@ -66,6 +74,10 @@ find_python() {
     return 2
 }
 if [[ $recipe == test ]]; then packages='.[dev]'; else packages=.; fi
+# A wrong name is answered before anything is installed; a file of recipes may need packages.
+if [[ $recipe != test && ${#own_recipes[@]} -eq 0 ]]; then
+    "$(find_python)" -m pipeline.recipes "$recipe" > /dev/null
+fi
 if [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then
     python=python
     # Whatever pip installs here, torch and torchvision stay as they are.
@@ -150,26 +162,34 @@ stage_each() { # the same in $processes processes
 }
 
 # ---------------------------------------------------------------- the stages of a recipe
-facts=$("$python" -m pipeline.recipes "$recipe")
-{ read -r teacher; read -r -a students; } <<< "$facts"
-summary=""
-if [[ $retrain -eq 1 ]]; then
+run_recipe() { # run_recipe STAGE_FUNCTION TITLE MODULE NAME ARGUMENTS
+    local function=$1 title=$2 module=$3 name=$4; shift 4
+    "$function" "$title" "$module" "$name" ${own_recipes[@]+"${own_recipes[@]}"} "$@"
+}
+stages=$("$python" -m pipeline.recipes "$recipe" ${own_recipes[@]+"${own_recipes[@]}"})
+{ read -r features_do features; read -r teacher_do teacher; read -r -a students; } <<< "$stages"
+summary="" features_flag=()
+if [[ $features_do == train ]]; then
+    features=$output/$recipe-features features_flag=(--feature_network "$features")
+    run_recipe stage features pipeline.train_classifier "$recipe" --output_dir "$features"
+fi
+if [[ $teacher_do == train || $retrain -eq 1 ]]; then
     teacher=$output/$recipe-teacher
-    stage teacher pipeline.train_teacher "$recipe" --output_dir "$teacher"
-else
-    stage teacher pipeline.train_teacher "$recipe" --check --output_dir "$teacher"
+    run_recipe stage teacher pipeline.train_teacher "$recipe" --output_dir "$teacher"
+elif [[ $teacher_do == check ]]; then
+    run_recipe stage teacher pipeline.train_teacher "$recipe" --check --output_dir "$teacher"
 fi
 pairs=$output/pairs/$recipe
-stage_each pairs pipeline.make_pairs "$recipe" --teacher "$teacher" --output_dir "$pairs"
+run_recipe stage_each pairs pipeline.make_pairs "$recipe" --teacher "$teacher" --output_dir "$pairs"
 runs=()
 for student in "${students[@]}"; do
-    stage_each "train $student" pipeline.train "$student" \
-        --pairs "$pairs" --output_dir "$output/$student"
+    run_recipe stage_each "train $student" pipeline.train "$student" --pairs "$pairs" \
+        --output_dir "$output/$student" ${features_flag[@]+"${features_flag[@]}"}
     runs+=("$output/$student")
 done
-stage_each sample pipeline.sample "$recipe" \
-    --model "$output/$recipe" --output_dir "$output/$recipe/images"
-stage evaluate pipeline.evaluate "$recipe" --pairs "$pairs" --teacher "$teacher" \
-    --runs "${runs[@]}" --output_dir "$output/$recipe/evaluation"
-stage report pipeline.report "$recipe" --evaluation "$output/$recipe/evaluation"
+run_recipe stage_each sample pipeline.sample "${students[0]}" \
+    --model "${runs[0]}" --output_dir "${runs[0]}/images"
+run_recipe stage evaluate pipeline.evaluate "$recipe" --pairs "$pairs" --teacher "$teacher" \
+    --runs "${runs[@]}" --output_dir "${runs[0]}/evaluation" ${features_flag[@]+"${features_flag[@]}"}
+run_recipe stage report pipeline.report "$recipe" --evaluation "${runs[0]}/evaluation"
 printf '\n%s' "$summary"

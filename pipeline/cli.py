@@ -10,7 +10,9 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
+from difflib import get_close_matches
 from io import StringIO
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, Self, TypeVar
 
@@ -95,7 +97,7 @@ def run(
 
 def end_with_code(work: Callable[[], object]) -> None:
     """Do the work of a script; turn errors into one line and an exit code."""
-    name = os.path.splitext(os.path.basename(sys.argv[0]))[0]  # noqa: PTH119, PTH122
+    name = Path(sys.argv[0]).stem
     try:
         work()
     except InputError as error:
@@ -104,6 +106,9 @@ def end_with_code(work: Callable[[], object]) -> None:
         _end(name, str(error), 1)
     except KeyboardInterrupt:
         _end(name, "stopped by SIGINT; run the same command to continue", 128 + signal.SIGINT)
+    except BrokenPipeError:  # `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno not in RESOURCE_ERRORS:
             raise
@@ -141,18 +146,27 @@ def parse(
     table = settings(RECIPES)
     if default and arguments and arguments[0].startswith("--") and arguments[0] != "--help":
         arguments.insert(0, default)
-    name = arguments[0] if arguments else "nothing"
+    script = Path(sys.argv[0]).stem
+    name = arguments[0] if arguments else ""
     if name in ("-h", "--help"):
-        print(f"usage: NAME [--recipes FILE.py] [--flag value ...]\n\nNAME: {', '.join(table)}\n")
-        print("NAME --help shows its flags and their values")
+        print(f"usage: {script} NAME [--recipes FILE.py] [--flag value ...]\n")
+        print(f"NAME is one of: {', '.join(table)}")
+        print(f"`{script} NAME --help` lists the flags and the values they have under that name.")
         sys.exit()
     if name not in table:
-        raise InputError(f"expected a name ({', '.join(table)}), got {name}; --help explains")
-    return parse_flags(type(table[name]), table[name], arguments[1:])
+        close = get_close_matches(name, table) or list(table)[:8]
+        raise InputError(
+            f"expected a name such as {', '.join(close)}, got {name or 'none'}; "
+            f"`{script} --help` lists all {len(table)}"
+        )
+    return parse_flags(type(table[name]), table[name], arguments[1:], f"{script} {name}")
 
 
 def parse_flags(
-    kind: type[Config], default: Config | None = None, arguments: Sequence[str] | None = None
+    kind: type[Config],
+    default: Config | None = None,
+    arguments: Sequence[str] | None = None,
+    command: str | None = None,
 ) -> Config:
     """Return settings of one kind from flags; a setting's own complaint is one line.
 
@@ -160,12 +174,14 @@ def parse_flags(
         kind: The dataclass of the settings.
         default: What flags change; None starts from the defaults of `kind`.
         arguments: The flags; None takes the command line's.
+        command: What comes before the flags, for messages.
     """
     screen = sys.stderr
     with redirect_stderr(StringIO()) as shown:
         try:
             return tyro.cli(
                 kind,
+                prog=command,
                 args=arguments,
                 description=(kind.__doc__ or "").split("\n")[0],
                 config=(tyro.conf.AvoidSubcommands,),

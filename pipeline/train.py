@@ -11,19 +11,20 @@ from pipeline.recipes.recipe import students
 if __name__ == "__main__":
     cli.check_arguments(students)
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from accelerate import Accelerator
 
 from data.files import new_file
 from data.manifest import count_shards, read_manifest
-from data.reader import Order, batches
+from data.order import Order
+from data.reader import batches
 from data.store import open_store
 from data.teachers.diffusers_folder import load_vae
 from get.models import Student
 from get.pipeline_get import GETPipeline
-from pipeline.jobs.checkpoints import TrainState, latest
+from pipeline.jobs.checkpoints import latest
 from pipeline.jobs.processes import check_processes
 from pipeline.jobs.run import Run, finished
 from pipeline.jobs.state import start_from
@@ -56,25 +57,25 @@ def main(config: TrainConfig) -> None:
     store = open_store(config.pairs, config.pairs_cache)
     manifest = read_manifest(store)
     shards = count_shards(store) - config.holdout_shards
-    order = build_order(config, store, shards, manifest.pairs_per_shard)
+    processes = accelerator.num_processes
+    order = build_order(config, store, shards, manifest.pairs_per_shard, processes)
+    config = replace(config, streams=order.streams)  # run.json records it
 
     # ---- what is trained
     torch.manual_seed(config.seed)
     student = build_student(config, manifest).to(accelerator.device)
     train_step = TrainingStep(config, student, accelerator, order.streams)
-    averaged = train_step.ema.model
-    optimizers = train_step.optimizers
-    state = TrainState({"model": student, "ema": averaged}, optimizers, train_step.schedulers)
+    average, state = train_step.updates.average, train_step.updates.state
     fresh = config.overwrite_output_dir or latest(config.output_dir) is None
     if config.init_from is not None and fresh:
-        accelerator.print(start_from(config.init_from, student, averaged, optimizers))
+        accelerator.print(start_from(config.init_from, student, average, state.optimizers))
 
     # ---- what watches and what is saved
     skipped = Skipped() if config.skip_damaged_shards else None
     validation = None
     if accelerator.is_main_process:
         validation = Validation(config, manifest, order, accelerator.device, skipped)
-    pipeline = GETPipeline(averaged, load_vae(manifest.vae) if manifest.vae else None)
+    pipeline = GETPipeline(average, load_vae(manifest.vae) if manifest.vae else None)
     pipeline.set_progress_bar_config(disable=True)
 
     data = {**asdict(manifest), "shards": order.shards}
@@ -97,7 +98,7 @@ def main(config: TrainConfig) -> None:
             done = number + 1
             if done % config.validation_steps == 0 or done == config.max_train_steps:
                 if validation is not None:
-                    validate(run, validation, averaged, number)
+                    validate(run, validation, average, number)
                 accelerator.wait_for_everyone()
                 if skipped is not None:
                     run.log(number, damaged_shards=skipped.count(config, order, accelerator))

@@ -14,22 +14,19 @@ if __name__ == "__main__":
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from data.real import Labelled, real_images
 from get.cost import count_parameters
-from get.ema import EMA
 from get.errors import InputError
 from get.metrics.classifier import Classifier
 from get.noise import step_seed
 from pipeline.jobs.card import write_card
-from pipeline.jobs.checkpoints import TrainState
 from pipeline.jobs.processes import check_processes
 from pipeline.jobs.run import Run
 from pipeline.recipes.settings_make import ClassifierConfig
+from pipeline.training.updates import Updates
 
 NOISE = 0.1  # standard deviation of the noise added to training images
 
@@ -53,36 +50,23 @@ def main(config: ClassifierConfig) -> None:
         features=config.features,
         num_classes=int(labels.max()) + 1,
     ).to(accelerator.device)
-    ema = EMA(model, config.ema_decay)
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.0)
-    scheduler = get_scheduler(
-        config.lr_scheduler,
-        optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=config.max_train_steps,
-    )
-    state = TrainState({"model": model, "ema": ema.model}, {"optimizer": optimizer}, (scheduler,))
+    updates = Updates(config, model)
 
     with Run(config, accelerator) as run:
-        start = run.restore(state)
-        for step in run.steps(start, state, ema.model.save_pretrained):
+        start = run.restore(updates.state)
+        for step in run.steps(start, updates.state, updates.average.save_pretrained):
             generator = torch.Generator().manual_seed(step_seed(config.seed, step))
             chosen = torch.randint(len(images), (config.global_batch_size,), generator=generator)
             batch = augment(images[chosen], config.background, generator)
             loss = F.cross_entropy(model(batch), labels[chosen])
-            optimizer.zero_grad()
             loss.backward()
-            norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or torch.inf)
-            optimizer.step()
-            scheduler.step()
-            ema.update(model)
-            run.record(step, loss=loss, grad_norm=norm)
+            run.record(step, loss=loss, grad_norm=updates())
         if not (run.path / "card.json").exists():
             held_out = real_images(config.train_data_dir, "held_out")
             figures = {
                 "parameters": count_parameters(model),
-                "training_accuracy": accuracy(ema.model, training),
-                "held_out_accuracy": accuracy(ema.model, held_out),
+                "training_accuracy": accuracy(updates.average, training),
+                "held_out_accuracy": accuracy(updates.average, held_out),
             }
             title = f"Feature network for {config.train_data_dir}"
             text = "Small convolutional classifier; FID uses its penultimate features."

@@ -17,11 +17,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.optimization import get_scheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from data.files import write_json
 from data.real import Labelled, real_images
@@ -29,14 +27,13 @@ from data.teachers.edm.precondition import EdmPrecond, denoise
 from data.teachers.open import open_teacher
 from data.teachers.settings import Sampler
 from get.cost import count_parameters
-from get.ema import EMA
 from get.errors import InputError
 from get.noise import draw, step_seed
 from pipeline.jobs.card import check_card, write_card
-from pipeline.jobs.checkpoints import TrainState
 from pipeline.jobs.processes import check_processes
 from pipeline.jobs.run import Run
 from pipeline.recipes.settings_make import TeacherConfig
+from pipeline.training.updates import Updates
 
 P_MEAN, P_STD = -1.2, 1.2  # of ln(sigma) in training
 
@@ -58,41 +55,28 @@ def train(config: TeacherConfig, accelerator: Accelerator) -> None:
     sigma_data = config.sigma_data or round(float(images.std()), 2)
     torch.manual_seed(config.seed)
     unet = build_unet(config, data).to(accelerator.device)
-    ema = EMA(unet, config.ema_decay)
-    optimizer = torch.optim.AdamW(unet.parameters(), config.learning_rate, weight_decay=0.0)
-    scheduler = get_scheduler(
-        config.lr_scheduler,
-        optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=config.max_train_steps,
-    )
-    state = TrainState({"unet": unet, "ema": ema.model}, {"optimizer": optimizer}, (scheduler,))
+    updates = Updates(config, unet, name="unet")
 
     with Run(config, accelerator) as run:
         run.say(
             f"***** Training a teacher: {count_parameters(unet):,} parameters, "
             f"{len(images)} images of {tuple(images.shape[1:])}, sigma_data {sigma_data} *****"
         )
-        start = run.restore(state)
+        start = run.restore(updates.state)
         for step in run.steps(
-            start, state, lambda folder: save(folder, ema.model, config, sigma_data)
+            start, updates.state, lambda folder: save(folder, updates.average, config, sigma_data)
         ):
             generator = torch.Generator().manual_seed(step_seed(config.seed, step))
             chosen = torch.randint(len(images), (config.global_batch_size,), generator=generator)
             batch, classes = images[chosen], labels[chosen] if conditional(data) else None
             loss = edm_loss(unet, batch, classes, sigma_data, generator)
-            optimizer.zero_grad()
             loss.backward()
-            norm = clip_grad_norm_(unet.parameters(), config.max_grad_norm or torch.inf)
-            optimizer.step()
-            scheduler.step()
-            ema.update(unet)
-            run.record(step, loss=loss, grad_norm=norm)
+            run.record(step, loss=loss, grad_norm=updates())
         if not (run.path / "card.json").exists():
             figures = {
                 "parameters": count_parameters(unet),
                 "sigma_data": sigma_data,
-                **held_out_losses(config, ema.model.cpu(), sigma_data),
+                **held_out_losses(config, updates.average.cpu(), sigma_data),
             }
             title = f"Diffusion teacher for {config.train_data_dir}"
             kind = "Class-conditional" if conditional(data) else "Unconditional"

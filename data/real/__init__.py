@@ -4,19 +4,12 @@
 """
 
 from pathlib import Path
-from typing import Literal, NamedTuple
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
-Split = Literal["training", "held_out"]
-
-
-class Labelled(NamedTuple):
-    """Real images in [-1, 1] with their class indices."""
-
-    images: Float[Tensor, "batch channels height width"]
-    labels: Int[Tensor, " batch"]
+from data.real.digits import digits
+from data.real.folder import pictures
+from data.real.labelled import Labelled as Labelled
+from data.real.labelled import Split as Split
+from data.real.photos import photos
 
 
 def real_images(name: str, split: Split) -> Labelled:
@@ -29,11 +22,9 @@ def real_images(name: str, split: Split) -> Labelled:
     Raises:
         InputError: If the folder is missing or cannot serve.
     """
-    from data.real import digits, folder, photos  # they import this module
-
     match name:
         case "digits":
-            return digits.digits(split)
+            return digits(split)
         case "photos":
-            return photos.photos(split)
-    return folder.pictures(Path(name), split)
+            return photos(split)
+    return pictures(Path(name), split)

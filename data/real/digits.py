@@ -7,7 +7,7 @@ held out. Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Dig
 import numpy as np
 import torch
 
-from data.real import Labelled, Split
+from data.real.labelled import Labelled, Split
 
 CLASSES = 10
 TRAINING = 1400

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from data.real import Labelled, Split
+from data.real.labelled import Labelled, Split
 from get.errors import InputError
 from get.images import from_pil, from_uint8
 

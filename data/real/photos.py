@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from data.real import Labelled, Split
+from data.real.labelled import Labelled, Split
 from get.images import from_uint8
 
 SIZE = 16  # side of a patch

@@ -1,7 +1,8 @@
 """`python -m pipeline.recipes [NAME] [--recipes FILE.py]`: all trainings, or what launch.sh needs.
 
-With the name of a recipe it prints three lines: the shipped teacher, the shipped feature network
-(a line is empty where the recipe trains its own), and the students. That needs no installation.
+With the name of a recipe it prints three lines: what to do for a feature network and for a
+teacher (`train`, `check PATH` of a shipped one, `use PATH`), and the students. That needs nothing
+but Python.
 """
 
 import sys
@@ -16,9 +17,16 @@ from pipeline.recipes.recipe import Recipe, evaluations, load
 def stages(recipe: Recipe) -> str:
     """Return the three lines."""
     assert recipe.evaluate is not None
-    weights = recipe.pairs.teacher, recipe.evaluate.feature_network
-    shipped = [str(p) if Path(p).is_relative_to(SHIPPED) else "" for p in weights]
-    return "\n".join([*shipped, " ".join(recipe.students)])
+    lines = []
+    for weights, own in (
+        (recipe.evaluate.feature_network, recipe.classifier),
+        (recipe.pairs.teacher, recipe.teacher),
+    ):
+        if Path(weights).is_relative_to(SHIPPED):
+            lines.append(f"check {weights}")
+        else:
+            lines.append(f"use {weights}" if own is None else "train")
+    return "\n".join([*lines, " ".join(recipe.students)])
 
 
 def main(arguments: list[str]) -> None:

@@ -83,7 +83,8 @@ class TrainConfig(TrainingConfig):
             locuslab/get: its weights, their average and, for the same optimiser, its moments are
             the start.
         holdout_shards: The last shards, kept from training for a validation loss.
-        streams: Logical streams of the data order; processes times loader workers divide it.
+        streams: Streams of the data order (data/order.py), a multiple of processes times loader
+            workers. None takes what run.json has, or for a new run a number that fits: up to 8.
         train_batch_size: Samples a process and micro-step; None derives it from the global batch.
         gradient_accumulation_steps: Micro-steps an optimiser step.
         gradient_checkpointing: Recompute each iteration in the backward pass: less memory.
@@ -116,7 +117,7 @@ class TrainConfig(TrainingConfig):
     model: Architecture = field(default_factory=GETModel)
     init_from: Path | None = None
     holdout_shards: int = 1
-    streams: int = 8
+    streams: int | None = None
     train_batch_size: int | None = None
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
@@ -142,7 +143,7 @@ class TrainConfig(TrainingConfig):
         """Refuse numbers below 1."""
         super().__post_init__()
         positive(
-            streams=self.streams,
+            streams=1 if self.streams is None else self.streams,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             validation_steps=self.validation_steps,
             solver_max_steps=self.solver_max_steps,

@@ -1,12 +1,13 @@
 """What the settings say is trained: the student, its objective, the order of its data."""
 
 from data.manifest import Manifest
-from data.reader import Order
+from data.order import Order, check_readers, choose_streams
 from data.store import Source
 from get.equilibrium import Anderson, Implicit, Phantom
 from get.errors import InputError
 from get.losses import IterateLoss
 from get.models import Equilibrium, Student
+from pipeline.jobs.run_json import recorded
 from pipeline.recipes.settings_train import TrainConfig
 
 
@@ -61,17 +62,26 @@ def check_batch(config: TrainConfig, processes: int) -> None:
         )
 
 
-def build_order(config: TrainConfig, source: Source, shards: int, pairs_per_shard: int) -> Order:
+def build_order(
+    config: TrainConfig, source: Source, shards: int, pairs_per_shard: int, processes: int
+) -> Order:
     """Return the order in which this many training shards are read.
 
+    A run that is continued keeps its number of streams, and with it its order.
+
     Raises:
-        InputError: If numbers do not divide.
+        InputError: If there are no shards, or numbers do not divide.
     """
+    batch, workers = config.global_batch_size, config.dataloader_num_workers
+    streams = config.streams or recorded(config, "streams")
+    if streams is None:
+        streams = choose_streams(shards, batch, processes * max(workers, 1))
+    check_readers(streams, processes, workers)
     return Order(
         source=source,
         shards=shards,
         pairs_per_shard=pairs_per_shard,
         seed=config.seed,
-        streams=config.streams,
-        batch_size=config.global_batch_size,
+        streams=streams,
+        batch_size=batch,
     )

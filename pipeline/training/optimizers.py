@@ -1,4 +1,4 @@
-"""The optimisers of a student: AdamW for all, or Muon for the matrices of its blocks."""
+"""The optimisers of a student: AdamW for all weights, or Muon for the matrices of its blocks."""
 
 import torch
 from torch import nn
@@ -11,24 +11,22 @@ from pipeline.recipes.settings_train import TrainConfig
 def build_optimizers(config: TrainConfig, student: nn.Module) -> dict[str, Optimizer]:
     """Return the optimisers by the names of their files in a checkpoint; see `TrainState`.
 
-    Muon takes the blocks' and the injection's weights. Embedding, output, biases and whatever else
-    is no matrix between features stay with AdamW.
+    Muon takes the weight matrices in modules called "...blocks" and "injection". AdamW takes the
+    rest: embedding, output, biases.
     """
     trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
     optimizers: dict[str, Optimizer] = {}
     if config.optimizer == "muon":
-        inner = [
-            n for n, p in trained.items() if p.ndim == 2 and ("blocks" in n or "injection" in n)
-        ]
-        groups: dict[int, list[nn.Parameter]] = {}
-        for name in inner:
-            weight = trained.pop(name)
-            stacked = len(weight) // weight.shape[1] if _stacks(name) else 1
-            groups.setdefault(stacked, []).append(weight)
-        optimizers["muon"] = Muon(
-            [{"params": params, "stacked": stacked} for stacked, params in groups.items()],
-            config.muon_learning_rate,
-        )
+        groups: dict[int, list[nn.Parameter]] = {}  # by the number of matrices in one weight
+        for name, weight in list(trained.items()):
+            if weight.ndim == 2 and ("blocks" in name or "injection" in name):
+                stacked = len(weight) // weight.shape[1] if _is_stack(name) else 1
+                groups.setdefault(stacked, []).append(trained.pop(name))
+        if groups:
+            optimizers["muon"] = Muon(
+                [{"params": params, "stacked": stacked} for stacked, params in groups.items()],
+                config.muon_learning_rate,
+            )
     betas = (0.9, config.adam_beta2)
     adamw = torch.optim.AdamW(
         trained.values(), config.learning_rate, betas, weight_decay=0.0, fused=True
@@ -36,6 +34,6 @@ def build_optimizers(config: TrainConfig, student: nn.Module) -> dict[str, Optim
     return {"optimizer": adamw, **optimizers}
 
 
-def _stacks(name: str) -> bool:
-    """Say whether a weight is several square ones: queries, keys and values, once or per block."""
+def _is_stack(name: str) -> bool:
+    """Say whether a weight holds several square ones: queries, keys and values of a block."""
     return "qkv" in name or "injection" in name

@@ -8,18 +8,16 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor, nn
 
 from data.pairs import Pairs
-from get.ema import EMA
 from get.losses import IterateLoss, Losses
 from get.models import Student
 from get.noise import step_seed
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.build import build_objective
 from pipeline.training.optimizers import build_optimizers
+from pipeline.training.updates import Updates
 
 JACOBIAN = 2**32  # streams of (seed, step) from here on belong to the Jacobian penalty
 
@@ -29,9 +27,7 @@ class TrainingStep:
 
     Attributes:
         student: Its raw weights are trained.
-        ema: Its averaged weights.
-        optimizers: By the names of their files in a checkpoint.
-        schedulers: Learning-rate schedules, one an optimiser.
+        updates: What moves its weights: optimisers, schedules, averaged weights.
     """
 
     def __init__(
@@ -55,18 +51,7 @@ class TrainingStep:
         self.streams = streams
         self.rank = accelerator.process_index if accelerator else 0
         self.processes = accelerator.num_processes if accelerator else 1
-        self.ema = EMA(student, config.ema_decay)
-        self.trainable = [p for p in student.parameters() if p.requires_grad]
-        self.optimizers = build_optimizers(config, student)
-        self.schedulers = tuple(
-            get_scheduler(
-                config.lr_scheduler,
-                optimizer,
-                num_warmup_steps=config.lr_warmup_steps,
-                num_training_steps=config.max_train_steps,
-            )
-            for optimizer in self.optimizers.values()
-        )
+        self.updates = Updates(config, student, build_optimizers(config, student))
         if config.compile:
             student.compile_repeated_blocks()  # in place: weights keep their names
         objective = objective or build_objective(config, student)
@@ -96,31 +81,15 @@ class TrainingStep:
             for name, value in values.items():
                 if value is not None:
                     figures.setdefault(name, []).append(value)
-        norm = clip_grad_norm_(self.trainable, self.config.max_grad_norm or torch.inf)
-        self.update()
-        return {name: torch.stack(parts).mean() for name, parts in figures.items()} | {
-            "grad_norm": norm
-        }
+        means = {name: torch.stack(parts).mean() for name, parts in figures.items()}
+        return {**means, "grad_norm": self.updates()}
 
     def losses(
         self, batch: Pairs, z0: Tensor | None, penalty_weight: float = 0.0, number: int = 0
     ) -> Losses:
-        """Return the losses of a micro-batch, evaluated in the precision of the settings."""
-        draws, generator = 0, None
-        if penalty_weight:
-            seed = step_seed(self.config.seed, number, JACOBIAN + 1 + self.rank)
-            draws, generator = 1, torch.Generator(batch.noise.device).manual_seed(seed)
-        bf16 = self.config.mixed_precision == "bf16"
-        with torch.autocast(batch.noise.device.type, torch.bfloat16, enabled=bf16):
-            return self.module(batch.noise, batch.labels, batch.images, z0, draws, generator)
-
-    def update(self) -> None:
-        """Move weights and average by the gradients there are, then forget these."""
-        for optimizer, scheduler in zip(self.optimizers.values(), self.schedulers, strict=True):
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-        self.ema.update(self.student)
+        """Return the losses of a micro-batch; see `micro_batch_losses`."""
+        seed = step_seed(self.config.seed, number, JACOBIAN + 1 + self.rank)
+        return micro_batch_losses(self.module, batch, z0, self.config, penalty_weight, seed)
 
     def random_start(self, number: int, count: int) -> Tensor | None:
         """Draw the start of the iteration for a student that begins at random.
@@ -151,3 +120,29 @@ class TrainingStep:
         if last or self.accelerator is None:
             return nullcontext()
         return self.accelerator.no_sync(self.module)
+
+
+def micro_batch_losses(
+    module: nn.Module,
+    batch: Pairs,
+    z0: Tensor | None,
+    config: TrainConfig,
+    penalty_weight: float = 0.0,
+    seed: int = 0,
+) -> Losses:
+    """Return the losses of a micro-batch, evaluated in the precision of the settings.
+
+    Args:
+        module: The student's `IterateLoss`, possibly wrapped by DDP.
+        batch: Noise, the teacher's images, labels.
+        z0: Start of the iteration, for students that begin at random.
+        config: The settings.
+        penalty_weight: Weight of the Jacobian penalty; 0 does not compute it.
+        seed: Of the penalty's random vectors.
+    """
+    draws, generator, device = 0, None, batch.noise.device
+    if penalty_weight:
+        draws, generator = 1, torch.Generator(device).manual_seed(seed)
+    bf16 = config.mixed_precision == "bf16"
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        return module(batch.noise, batch.labels, batch.images, z0, draws, generator)

@@ -19,7 +19,8 @@ from get.losses import IterateLoss
 from get.models import Student
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.build import build_objective, build_student
-from pipeline.training.step import TrainingStep
+from pipeline.training.optimizers import build_optimizers
+from pipeline.training.step import micro_batch_losses
 
 PERCEPTUAL = ("lpips", "dists")
 
@@ -67,11 +68,9 @@ def step_cost(config: TrainConfig, manifest: Manifest, processes: int = 1) -> St
     samples = config.global_batch_size // (processes * micro_steps)
     if config.loss in PERCEPTUAL:
         config = replace(config, loss="l1")
-    config = replace(config, compile=False)
     with FakeTensorMode():
         student = build_student(config, manifest)
         objective = _never_stopping(build_objective(config, student))
-        step = TrainingStep(config, student, objective=objective)
         noise, images = (torch.empty(samples, *manifest.image_shape) for _ in range(2))
         labels = torch.zeros(samples, dtype=torch.int64) if manifest.num_classes else None
         z0 = torch.empty(samples, *start) if (start := student.start_shape) else None
@@ -80,7 +79,8 @@ def step_cost(config: TrainConfig, manifest: Manifest, processes: int = 1) -> St
         with LiveBytes() as memory, Macs() as work:
             measured = min(micro_steps, 2)  # from the second on gradients are there before
             for _ in range(measured):
-                losses = step.losses(Pairs(noise, images, labels), z0, config.jacobian_weight)
+                batch = Pairs(noise, images, labels)
+                losses = micro_batch_losses(objective, batch, z0, config, config.jacobian_weight)
                 loss = losses.total(config.iterate_decay, config.jacobian_weight)
                 kept = kept or memory.now
                 loss.backward()
@@ -88,7 +88,7 @@ def step_cost(config: TrainConfig, manifest: Manifest, processes: int = 1) -> St
         macs=work.total // measured,
         weights=nbytes(student),
         gradients=nbytes(student, trained=True),
-        moments=sum(map(moment_bytes, step.optimizers.values())),
+        moments=sum(map(moment_bytes, build_optimizers(config, student).values())),
         batch=micro_steps * sum(x.nbytes for x in inputs),
         kept=kept,
         peak=memory.peak,
