@@ -21,6 +21,15 @@ def hidden_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
 
 
+def delete_leftovers(folder: Path) -> None:
+    """Delete what killed writers left in a folder in which nobody else writes."""
+    for path in sorted(folder.rglob(f".*.{'?' * 32}.tmp")):  # a folder before what is in it
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Make a file, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

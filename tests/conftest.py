@@ -20,18 +20,30 @@ def _alike() -> None:
 # Imports of ours wait until the plugin that checks their types is there.
 
 
-@pytest.fixture(scope="module")
-def job() -> Iterator[Callable]:
-    """Trainings in processes that can be killed."""
+@pytest.fixture(scope="session")
+def script() -> Iterator[Callable]:
+    """Run `python -m module arguments` in processes that can be killed."""
     from .processes import template
 
-    with template() as job:
-        yield job
+    with template() as script:
+        yield script
+
+
+@pytest.fixture(scope="session")
+def train(script: Callable) -> Callable:
+    """Run a small training in such processes."""
+    from .runs import SMALL
+
+    def train(run: Path, *arguments: object, **options) -> object:
+        command = "pipeline.train", "smoke", *SMALL, "--output_dir", run, *arguments
+        return script(*command, **options)
+
+    return train
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four small shards to train on and one to hold out."""
-    from .processes import make_pairs
+    from .shards import write_pairs
 
-    return make_pairs(tmp_path_factory.mktemp("pairs"))
+    return write_pairs(tmp_path_factory.mktemp("pairs"), 5, "png")

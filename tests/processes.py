@@ -1,43 +1,34 @@
-"""Trainings in processes that really die, forked from one that has imported everything.
+"""Scripts in processes that really die, forked from one that has imported everything.
 
-`python -m tests.processes` is that one: importing torch and diffusers takes longer than training.
+`python -m tests.processes` is that one: importing torch and diffusers takes longer than most tests.
+
+A process is killed at an audit event (PEP 578), so moments are named by what happens, not by
+functions of ours. Python has events for files, raised before they are touched: "open", "os.mkdir",
+"os.rename", "shutil.copyfile". pipeline/jobs/run.py adds "get.step", raised in every step.
 """
 
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path
 from resource import RLIMIT_FSIZE, setrlimit
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import NamedTuple
 
-from data.manifest import ImageFormat, open_data_set
-from pipeline import cli
-from pipeline.recipes import STUDENTS
-from pipeline.train import main
-
-from .test_pairs import Softsign, manifest_of
-from .test_reader import make
-
 ROOT = Path(__file__).parents[1]
-STEPS, EVERY = 12, 4  # a checkpoint every so many steps
 MANY = 10**9
-SMALL = (
-    *("--max_train_steps", STEPS, "--checkpointing_steps", EVERY, "--validation_steps", EVERY),
-    *("--model.width", 8, "--lr_warmup_steps", 2),
-    *("--learning_rate", 2e-3, "--muon_learning_rate", 2e-2),
-    *("--feature_network", None, "--real_images", None),
-)
-WEIGHTS = "model/diffusion_pytorch_model.safetensors"
-
-
-# ---------------------------------------------------------------- processes that die
+IMPORTED = ("pipeline.train", "pipeline.make_pairs", "pipeline.train_teacher", "pipeline.evaluate")
+QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class Result(NamedTuple):
@@ -45,49 +36,86 @@ class Result(NamedTuple):
     out: str
     err: str
 
+    @property
+    def code(self) -> int:
+        (code,) = self.codes
+        return code
 
-def trap(calls: list[list], number: int, group: bool) -> None:
-    """Send this process, or its group, a signal once functions were called so often in turn."""
-    process = os.getpid()
 
-    def look(frame: FrameType, event: str, _: object) -> None:
-        if event != "call" or not calls or calls[0][0] not in ("any", frame.f_code.co_qualname):
+class At(NamedTuple):
+    """A moment in the life of a process."""
+
+    event: str  # name of an audit event
+    pattern: str  # fits one of its values: a path, the number of a step
+    count: int = 1  # which of the events that fit
+    calls: int = 0  # so many function calls later
+
+
+def whole(result: Result) -> Result:
+    assert not any(result.codes), result.err[-2000:]
+    return result
+
+
+def environment() -> dict[str, str]:
+    """Return the variables of a script: no GPU, no network, no settings of accelerate."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")} | QUIET
+
+
+# ---------------------------------------------------------------- in the processes
+
+
+class Trap:
+    """Strikes at a moment of this process."""
+
+    def __init__(self, at: At, strike: Callable[[], object]) -> None:
+        self.at, self.strike, self.process = at, strike, os.getpid()
+        self.events = self.calls = 0
+        sys.addaudithook(self.audit)
+
+    def audit(self, event: str, values: tuple) -> None:
+        if event != self.at.event or os.getpid() != self.process:
             return
-        calls[0][1] -= 1
-        if calls[0][1] > 0:
-            return
-        calls.pop(0)
-        if not calls and os.getpid() == process:
-            sys.setprofile(None)
-            whom = -os.getpgrp() if group else process
-            # from outside, as a scheduler does it: loader workers obey their parent alone
-            subprocess.run(["kill", f"-{number}", "--", str(whom)], start_new_session=True)
+        if any(fnmatch(str(value), self.at.pattern) for value in values):
+            self.events += 1
+            if self.events == self.at.count:
+                sys.setprofile(self.profile) if self.at.calls else self.strike()
 
-    sys.setprofile(look)
+    def profile(self, frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and os.getpid() == self.process:
+            self.calls += 1
+            if self.calls == self.at.calls:
+                sys.setprofile(None)
+                self.strike()
 
 
 def live(order: dict, rank: int) -> None:
-    """Be one process of a training."""
+    """Be one process of a script."""
+    os.environ.update(order["environment"])
     if order["processes"] > 1:
-        os.environ |= order["environment"] | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        os.environ.update(order["world"], RANK=str(rank), LOCAL_RANK=str(rank))
     for number, stream in ((1, "out"), (2, "err")):
         os.dup2(os.open(order[stream], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     if order["file_bytes"]:
         setrlimit(RLIMIT_FSIZE, (order["file_bytes"], -1))
-    calls = order["at"]
-    if calls and rank == order["rank"]:
-        trap(calls, order["number"], order["group"])
-    sys.argv = ["train", *order["arguments"]]
+    trap, whom = None, -os.getpgrp() if order["group"] else os.getpid()
+    if order["at"] and rank == order["rank"]:
+        # from outside, as a scheduler does it: loader workers obey their parent alone
+        kill = ["kill", f"-{order['number']}", "--", str(whom)]
+        trap = Trap(At(*order["at"]), lambda: subprocess.run(kill, start_new_session=True))
+    sys.argv = [order["module"], *order["arguments"]]
+    sys.modules.pop(order["module"], None)
     try:
-        cli.run(main, STUDENTS)
+        runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
     finally:
         sys.setprofile(None)
-        if order["count"]:
-            Path(order["count"]).write_text(str(MANY - calls[0][1]))
+        if trap and order["count"]:
+            Path(order["count"]).write_text(str(trap.calls))
 
 
 def serve() -> None:
     """Fork the processes that each line of the standard input asks for; answer with their codes."""
+    for name in IMPORTED:
+        import_module(name)
     for line in sys.stdin:
         order, children = json.loads(line), []
         for rank in range(order["processes"]):
@@ -112,87 +140,79 @@ def serve() -> None:
         sys.stdout.flush()
 
 
-Job = Callable[..., Result]
-At = Sequence[tuple[str, int]]  # functions, and how often each is called before the signal
+# ---------------------------------------------------------------- in the tests
+
+Script = Callable[..., Result]
 
 
 @contextmanager
-def template() -> Iterator[Job]:
-    """Yield a function that runs `train smoke` with these arguments in forked processes."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
-    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.processes"],
-        **{"cwd": ROOT, "env": clean | quiet, "stdin": pipe, "stdout": pipe, "text": True},
-    ) as process:
+def template() -> Iterator[Script]:
+    """Yield a function that runs `python -m module arguments` in forked processes."""
+    with (
+        TemporaryDirectory() as folder,
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.processes"],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
         assert process.stdin is not None
         assert process.stdout is not None
+        streams = {name: Path(folder) / name for name in ("out", "err")}
 
-        def job(
-            run: Path,
+        def script(
+            module: str,
             *arguments: object,
             processes: int = 1,
-            at: At = (),
+            at: At | None = None,
             rank: int = 0,
             number: int = signal.SIGKILL,
             group: bool = True,
             file_bytes: int = 0,
             count: Path | None = None,
+            **environment: str,
         ) -> Result:
-            told = [run.with_name(f"{run.name}.{stream}") for stream in ("out", "err")]
-            for path in told:
-                path.unlink(missing_ok=True)
+            """Run a script.
+
+            Args:
+                module: Its name.
+                arguments: Of its command line.
+                processes: As torchrun would start them.
+                at: When it gets a signal; None: never.
+                rank: Of the process in which that moment is awaited.
+                number: The signal.
+                group: Whether all processes get it, loader workers too.
+                file_bytes: Size at which files are full; 0: no limit.
+                count: Gets the number of function calls after the moment `at`.
+                environment: More variables.
+            """
+            for path in streams.values():
+                path.write_text("")
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = str(free.getsockname()[1])
             world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
-            world["WORLD_SIZE"] = str(processes)
             order = {
-                "arguments": [str(x) for x in ("smoke", *SMALL, "--output_dir", run, *arguments)],
-                "environment": world,
+                "module": module,
+                "arguments": [str(argument) for argument in arguments],
+                "environment": environment,
+                "world": {**world, "WORLD_SIZE": str(processes)},
                 "at": at,
                 "count": count and str(count),
                 **{"processes": processes, "rank": rank, "number": number, "group": group},
-                **{"out": str(told[0]), "err": str(told[1]), "file_bytes": file_bytes},
+                **{name: str(path) for name, path in streams.items()},
+                "file_bytes": file_bytes,
             }
             process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()
-            return Result(json.loads(process.stdout.readline()), *(p.read_text() for p in told))
+            codes = json.loads(process.stdout.readline())
+            return Result(codes, *(path.read_text() for path in streams.values()))
 
-        yield job
+        yield script
         process.stdin.close()
-
-
-def whole(result: Result) -> Result:
-    assert not any(result.codes), result.err[-2000:]
-    return result
-
-
-def contents(run: Path) -> dict[str, object]:
-    """Return all that a run may end with, byte by byte; times are no part of it."""
-    found: dict[str, object] = {}
-    for path in sorted(p for p in run.rglob("*") if p.is_file()):
-        value: object = path.read_bytes()
-        if path.name in ("state.json", "finished.json"):
-            value = {**json.loads(path.read_text()), "seconds": None}
-        found[str(path.relative_to(run))] = value
-    return {name: value for name, value in found.items() if name not in ("run.json", "run.lock")}
-
-
-def assert_same(run: Path, other: Path) -> None:
-    assert (found := contents(run)).keys() == (wanted := contents(other)).keys()
-    assert [name for name in wanted if found[name] != wanted[name]] == []
-
-
-def make_pairs(folder: Path, form: ImageFormat = "png") -> Path:
-    """Write four shards to train on and one to hold out."""
-    open_data_set(folder, manifest_of(Softsign(), form))
-    return make(folder, 5, form)
-
-
-def checkpoints(run: Path) -> list[int]:
-    return sorted(int(p.name[11:]) for p in run.glob("checkpoints/checkpoint-*"))
 
 
 if __name__ == "__main__":

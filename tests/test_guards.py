@@ -12,22 +12,15 @@ from data.reader import Order, read_shard
 from data.writer import write_shard
 
 from .problems import Softsign
-from .processes import (
-    STEPS,
-    Job,
-    assert_same,
-    checkpoints,
-    contents,
-    make_pairs,
-    whole,
-)
-from .test_pairs import PAIRS, manifest_of
+from .processes import At, Script, whole
+from .runs import STEPS, assert_same, checkpoints, contents, metrics
+from .shards import PAIRS, manifest_of, write_pairs
 
 
 @pytest.fixture(scope="module")
-def undisturbed(job: Job, pairs: Path) -> Path:
+def undisturbed(train: Script, pairs: Path) -> Path:
     run = pairs.with_name("undisturbed")
-    whole(job(run, "--pairs", pairs))
+    whole(train(run, "--pairs", pairs))
     return run
 
 
@@ -48,13 +41,13 @@ def spoil(pairs: Path, index: int) -> None:
     record_path(pairs, shard).write_text(json.dumps(vars(fitting)))
 
 
-def test_an_infinite_pixel_stops_at_its_step_and_names_its_pairs(job, tmp_path):
-    pairs, run = make_pairs(tmp_path / "pairs", form="npy32"), tmp_path / "run"
+def test_an_infinite_pixel_stops_at_its_step_and_names_its_pairs(train, tmp_path):
+    pairs, run = write_pairs(tmp_path / "pairs", 5), tmp_path / "run"
     order = Order(source=pairs, shards=4, pairs_per_shard=PAIRS, seed=0, streams=4, batch_size=16)
     seen, then = order.indices(0), order.indices(1)
     bad = next(index for index in then if index not in seen)
     spoil(pairs, bad)
-    stopped = job(run, "--pairs", pairs, "--checkpointing_steps", 1)
+    stopped = train(run, "--pairs", pairs, "--checkpointing_steps", 1)
     assert (stopped.codes, stopped.err.splitlines()[-1].count("train: expected")) == ([1], 1)
     assert "loss inf" in stopped.err
     assert f"in step 2 (pairs {', '.join(map(str, then[:4]))}, ...: all are in" in stopped.err
@@ -65,10 +58,10 @@ def test_an_infinite_pixel_stops_at_its_step_and_names_its_pairs(job, tmp_path):
     assert checkpoints(run) == [1]
 
 
-def test_a_residual_that_explodes_is_told_once(job, pairs, tmp_path):
+def test_a_residual_that_explodes_is_reported_once(train, pairs, tmp_path):
     wild = "--model.map", "plain", "--model.iterations", 1, "--learning_rate", 1
-    told = whole(job(tmp_path / "run", "--pairs", pairs, *wild, "--optimizer", "adamw"))
-    assert told.out.count("the iteration runs away from its fixed point") == 1
+    shown = whole(train(tmp_path / "run", "--pairs", pairs, *wild, "--optimizer", "adamw"))
+    assert shown.out.count("the iteration runs away from its fixed point") == 1
 
 
 # ---------------------------------------------------------------- a full disk
@@ -76,18 +69,18 @@ def test_a_residual_that_explodes_is_told_once(job, pairs, tmp_path):
 
 @pytest.mark.parametrize("file_bytes", [4096, 512])  # too few for weights, for metrics.jsonl
 def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(
-    file_bytes, job, pairs, undisturbed, tmp_path
+    file_bytes, train, pairs, undisturbed, tmp_path
 ):
     run = tmp_path / "run"
-    job(run, "--pairs", pairs, at=[("EMA.update", 6)])
-    full = job(run, "--pairs", pairs, file_bytes=file_bytes)
+    train(run, "--pairs", pairs, at=At("get.step", "6"))
+    full = train(run, "--pairs", pairs, file_bytes=file_bytes)
     assert full.codes == [1]
-    told = full.err.splitlines()[-1]
-    assert told.startswith("train: expected to write ")
-    assert "got: File too large; the last good checkpoint is" in told
-    assert f"{run}/checkpoints/checkpoint-4;" in told
+    last = full.err.splitlines()[-1]
+    assert last.startswith("train: expected to write ")
+    assert "got: File too large; the last good checkpoint is" in last
+    assert f"{run}/checkpoints/checkpoint-4;" in last
     assert checkpoints(run) == [4]
-    assert f"continuing at step 4 of {STEPS}" in whole(job(run, "--pairs", pairs)).out
+    assert f"continuing at step 4 of {STEPS}" in whole(train(run, "--pairs", pairs)).out
     assert_same(run, undisturbed)
 
 
@@ -108,13 +101,13 @@ OTHERS = {
 
 @pytest.mark.parametrize(("teacher", "words"), OTHERS.values(), ids=OTHERS)
 def test_pairs_of_something_else_are_refused_in_one_line(
-    teacher, words, job, undisturbed, tmp_path
+    teacher, words, train, undisturbed, tmp_path
 ):
     before, manifest = contents(undisturbed), manifest_of(teacher, "png")
     open_data_set(tmp_path / "pairs", manifest)
     for shard in range(5):
         write_shard(tmp_path / "pairs", shard, teacher, manifest)
-    refused = job(undisturbed, "--pairs", tmp_path / "pairs")
+    refused = train(undisturbed, "--pairs", tmp_path / "pairs")
     assert (refused.codes, refused.err.count("\n")) == ([2], 1)
     assert words in refused.err
     assert contents(undisturbed) == before
@@ -130,19 +123,19 @@ def test_pairs_of_something_else_are_refused_in_one_line(
         ("abacus", "expected report_to among"),
     ],
 )
-def test_trackers_that_are_not_there_are_refused_in_one_line(name, words, job, pairs, tmp_path):
-    refused = job(tmp_path / "run", "--pairs", pairs, "--report_to", name)
+def test_trackers_that_are_not_there_are_refused_in_one_line(name, words, train, pairs, tmp_path):
+    refused = train(tmp_path / "run", "--pairs", pairs, "--report_to", name)
     assert (refused.codes, refused.err.count("\n")) == ([2], 1)
     assert words in refused.err
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own
-def test_tensorboard_shows_what_metrics_jsonl_holds_and_pictures(job, pairs, tmp_path):
+def test_tensorboard_shows_what_metrics_jsonl_holds_and_pictures(train, pairs, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = tmp_path / "run"
-    whole(job(run, "--pairs", pairs, "--report_to", "tensorboard"))
-    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    whole(train(run, "--pairs", pairs, "--report_to", "tensorboard"))
+    lines = metrics(run)
     shown: dict[str, dict[int, float]] = {}
     pictures: set[int] = set()
     for file in run.rglob("events.out.tfevents.*"):

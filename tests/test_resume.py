@@ -10,53 +10,53 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .processes import (
-    MANY,
-    STEPS,
-    WEIGHTS,
-    Job,
-    assert_same,
-    checkpoints,
-    contents,
-    whole,
-)
+from .processes import MANY, At, Script, whole
+from .runs import STEPS, WEIGHTS, assert_same, checkpoints, contents, metrics
 
 
 @pytest.fixture(scope="module")
-def undisturbed(job: Job, pairs: Path) -> dict[int, Path]:
+def undisturbed(train: Script, pairs: Path) -> dict[int, Path]:
     """Runs that nobody touches, by number of processes."""
     runs = {n: pairs.with_name(f"undisturbed-{n}") for n in (1, 2)}
     for processes, run in runs.items():
-        whole(job(run, "--pairs", pairs, processes=processes))
+        whole(train(run, "--pairs", pairs, processes=processes))
     return runs
+
+
+def step(number: int) -> At:
+    """Return the moment at which a step has moved the weights and nothing is written yet."""
+    return At("get.step", str(number))
 
 
 # ---------------------------------------------------------------- kill -9
 
 MOMENTS = {
-    "before its settings are written": ([("Run.__enter__", 1), ("write_json", 1)], []),
-    "before the first checkpoint": ([("EMA.update", 3)], []),
-    "inside a step": ([("EMA.update", 7)], [4]),  # weights have moved, their average has not
-    "inside a checkpoint": ([("Path.rename", 1), ("save_moments", 1)], [4]),
-    "before a checkpoint's rename": ([("Path.rename", 2)], [4]),
-    "before an old one is deleted": ([("Path.rename", 3), ("checkpoints", 1)], [4, 8, 12]),
-    "after the last step": ([("Run._publish", 1)], [8, 12]),
-    "inside the result": ([("Run._publish", 1), ("copyfile", 2)], [8, 12]),
-    "before it is called finished": ([("Run._publish", 1), ("write_json", 1)], [8, 12]),
+    "before its settings are written": (At("os.rename", "*/run.json"), []),
+    "before the first checkpoint": (step(3), []),
+    "inside a step": (step(7), [4]),
+    "before a line of metrics": (At("open", "*/metrics.jsonl", count=6), [4]),
+    "inside a checkpoint": (At("os.mkdir", "*/.checkpoint-8.*/state"), [4]),
+    "at the end of a checkpoint": (At("os.rename", "*/.checkpoint-8.*/state/state.json"), [4]),
+    "before a checkpoint's rename": (At("os.rename", "*/checkpoint-8"), [4]),
+    "before an old one is deleted": (At("os.rename", "*/checkpoint-4", count=2), [4, 8, 12]),
+    "while an old one is deleted": (At("shutil.rmtree", "*/.checkpoint-4.*"), [8, 12]),
+    "after the last step": (At("shutil.copyfile", "*"), [8, 12]),
+    "inside the result": (At("shutil.copyfile", "*", count=2), [8, 12]),
+    "before it is called finished": (At("os.rename", "*/finished.json"), [8, 12]),
 }
 
 
 @pytest.mark.parametrize(("at", "left"), MOMENTS.values(), ids=MOMENTS)
 def test_a_training_killed_at_a_bad_moment_ends_with_the_same_bits(
-    at, left, job, pairs, undisturbed, tmp_path
+    at, left, train, pairs, undisturbed, tmp_path
 ):
     run = tmp_path / "run"
-    assert job(run, "--pairs", pairs, at=at).codes == [-signal.SIGKILL]
+    assert train(run, "--pairs", pairs, at=at).codes == [-signal.SIGKILL]
     assert checkpoints(run) == left
     assert not (run / "finished.json").exists()
     if (lines := run / "metrics.jsonl").exists():
         lines.write_text(lines.read_text() + '{"step": 9, "lo')  # killed as it wrote this
-    again = whole(job(run, "--pairs", pairs))
+    again = whole(train(run, "--pairs", pairs))
     if left:
         assert f"continuing at step {left[-1]} of {STEPS}\n" in again.out
     assert_same(run, undisturbed[1])
@@ -66,63 +66,59 @@ WORLDS = [(0, 1), (2, 1), (0, 2), (2, 2)]  # loader workers, processes
 
 
 def random_kills(count: int, seed: int) -> list[tuple[float, int, int]]:
-    """Return moments of a training, as shares of its function calls, in every world in turn."""
+    """Return moments, as fractions of a training's function calls, and a world for each."""
     draws = random.Random(seed)
     return [(draws.random(), *WORLDS[i % len(WORLDS)]) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
-def calls(job: Job, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
+def calls(train: Script, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
     """How many functions are called from the opening of a run to its end."""
     folder = tmp_path_factory.mktemp("calls")
-    at = [("Run.__enter__", 1), ("any", MANY)]
-    whole(job(folder / "run", "--pairs", pairs, at=at, count=folder / "calls"))
+    at = At("open", "*/run.lock", calls=MANY)
+    whole(train(folder / "run", "--pairs", pairs, at=at, count=folder / "calls"))
     return int((folder / "calls").read_text())
 
 
 @pytest.mark.parametrize(
-    ("share", "workers", "processes"),
+    ("fraction", "workers", "processes"),
     [
         *random_kills(4, seed=0),
         *(pytest.param(*kill, marks=pytest.mark.slow) for kill in random_kills(20, seed=1)),
     ],
 )
 def test_a_training_killed_at_a_random_call_ends_with_the_same_bits(
-    share, workers, processes, job, pairs, calls, undisturbed, tmp_path
+    fraction, workers, processes, train, pairs, calls, undisturbed, tmp_path
 ):
     command = tmp_path / "run", "--pairs", pairs, "--dataloader_num_workers", workers
-    at = [("Run.__enter__", 1), ("any", int(share * calls))]
-    killed = job(*command, processes=processes, at=at)
+    at = At("open", "*/run.lock", calls=max(1, int(fraction * calls)))
+    killed = train(*command, processes=processes, at=at)
     assert killed.codes == [-signal.SIGKILL] * processes
-    whole(job(*command, processes=processes))
+    whole(train(*command, processes=processes))
     assert_same(tmp_path / "run", undisturbed[processes])
 
 
 def test_loader_workers_of_a_killed_training_do_not_keep_its_folder(
-    job, pairs, undisturbed, tmp_path
+    train, pairs, undisturbed, tmp_path
 ):
     command = tmp_path / "run", "--pairs", pairs, "--dataloader_num_workers", 2
-    job(*command, at=[("EMA.update", 7)], group=False)
-    whole(job(*command))
+    train(*command, at=step(7), group=False)
+    whole(train(*command))
     assert_same(tmp_path / "run", undisturbed[1])
 
 
 def test_a_training_ends_with_one_of_its_processes_and_goes_on_with_the_same_bits(
-    job, pairs, undisturbed, tmp_path
+    train, pairs, undisturbed, tmp_path
 ):
     command = tmp_path / "run", "--pairs", pairs
-    alone, killed = job(*command, processes=2, rank=1, at=[("EMA.update", 7)], group=False).codes
+    alone, killed = train(*command, processes=2, rank=1, at=step(7), group=False).codes
     assert killed == -signal.SIGKILL
     assert alone not in (0, -signal.SIGKILL)
-    whole(job(*command, processes=2))
+    whole(train(*command, processes=2))
     assert_same(tmp_path / "run", undisturbed[2])
 
 
 # ---------------------------------------------------------------- another number of processes
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_close(run: Path, other: Path) -> None:
@@ -142,11 +138,13 @@ def test_two_processes_train_what_one_does(undisturbed):
 
 
 @pytest.mark.parametrize("before", [1, 2])
-def test_another_number_of_processes_goes_on_and_is_told(before, job, pairs, undisturbed, tmp_path):
+def test_another_number_of_processes_goes_on_and_is_reported(
+    before, train, pairs, undisturbed, tmp_path
+):
     run, now = tmp_path / "run", 3 - before
-    job(run, "--pairs", pairs, at=[("EMA.update", 7)], processes=before)
-    told = whole(job(run, "--pairs", pairs, processes=now)).out
-    assert f"continuing at step 4 of {STEPS}, on {now} processes instead of {before}\n" in told
+    train(run, "--pairs", pairs, at=step(7), processes=before)
+    shown = whole(train(run, "--pairs", pairs, processes=now)).out
+    assert f"continuing at step 4 of {STEPS}, on {now} processes instead of {before}\n" in shown
     assert_close(run, undisturbed[1])
 
 
@@ -158,26 +156,24 @@ def test_another_number_of_processes_goes_on_and_is_told(before, job, pairs, und
     [(signal.SIGINT, 2), (signal.SIGTERM, 0), (signal.SIGUSR1, 2), (signal.SIGTERM, 2)],
 )
 def test_a_signal_to_all_its_processes_saves_the_step_and_ends_the_training(
-    number, workers, job, pairs, undisturbed, tmp_path
+    number, workers, train, pairs, undisturbed, tmp_path
 ):
     command = tmp_path / "run", "--pairs", pairs, "--dataloader_num_workers", workers
-    stopped = job(*command, at=[("EMA.update", 6)], number=number)
+    stopped = train(*command, at=step(6), number=number)
     assert stopped.codes == [128 + number], stopped.err[-2000:]
     assert f"stopped by {number.name}: step 6 of {STEPS} is saved" in stopped.err
     assert checkpoints(tmp_path / "run") == [4, 6]
-    whole(job(*command))
+    whole(train(*command))
     assert_same(tmp_path / "run", undisturbed[1])
 
 
-def test_a_signal_to_one_of_two_processes_ends_both(job, pairs, undisturbed, tmp_path):
+def test_a_signal_to_one_of_two_processes_ends_both(train, pairs, undisturbed, tmp_path):
     command = tmp_path / "run", "--pairs", pairs
-    ended = job(
-        *command, processes=2, rank=1, at=[("EMA.update", 3)], number=signal.SIGUSR1, group=False
-    )
+    ended = train(*command, processes=2, rank=1, at=step(3), number=signal.SIGUSR1, group=False)
     assert ended.codes == [128 + signal.SIGUSR1] * 2
-    (step,) = checkpoints(tmp_path / "run")[-1:]
-    assert f"step {step} of {STEPS} is saved" in ended.err
-    whole(job(*command, processes=2))
+    last = checkpoints(tmp_path / "run")[-1]
+    assert f"step {last} of {STEPS} is saved" in ended.err
+    whole(train(*command, processes=2))
     assert (tmp_path / "run" / WEIGHTS).read_bytes() == (undisturbed[2] / WEIGHTS).read_bytes()
 
 
@@ -194,11 +190,11 @@ def weights(run: Path, step: int) -> torch.Tensor:
     return torch.cat([x.double().flatten() for x in load_file(path).values()])
 
 
-def test_other_settings_are_refused_in_one_line_or_hold_from_the_next_step(job, pairs, tmp_path):
+def test_other_settings_are_refused_in_one_line_or_hold_from_the_next_step(train, pairs, tmp_path):
     run, same = tmp_path / "run", tmp_path / "same"
-    job(run, "--pairs", pairs, at=[("EMA.update", 7)])
+    train(run, "--pairs", pairs, at=step(7))
     before = contents(run)
-    refused = job(run, "--pairs", pairs, "--model.width", 16, "--learning_rate", 1e-4)
+    refused = train(run, "--pairs", pairs, "--model.width", 16, "--learning_rate", 1e-4)
     assert (refused.codes, refused.err.count("\n")) == ([2], 1)
     assert "model.width was 8, is 16" in refused.err
     assert "learning_rate was 0.002, is 0.0001" in refused.err
@@ -207,37 +203,34 @@ def test_other_settings_are_refused_in_one_line_or_hold_from_the_next_step(job, 
 
     shutil.copytree(run, same)
     slower = "--learning_rate", 1e-4, "--muon_learning_rate", 1e-3, "--allow_config_change"
-    next_step = {"at": [("EMA.update", 1)], "number": signal.SIGTERM}  # the one after step 4
-    told = job(run, "--pairs", pairs, *slower, **next_step)
-    job(same, "--pairs", pairs, **next_step)
-    assert told.codes == [128 + signal.SIGTERM]
-    assert "going on with other settings: learning_rate was 0.002, is 0.0001; " in told.out
+    next_step = {"at": step(5), "number": signal.SIGTERM}
+    shown = train(run, "--pairs", pairs, *slower, **next_step)
+    train(same, "--pairs", pairs, **next_step)
+    assert shown.codes == [128 + signal.SIGTERM]
+    assert "going on with other settings: learning_rate was 0.002, is 0.0001; " in shown.out
     assert moved(run, 4) == pytest.approx(moved(same, 4) / 20, rel=1e-3)
 
     record = json.loads((run / "run.json").read_text())
     (earlier,) = record["earlier"]
     assert (record["config"]["learning_rate"], earlier["config"]["learning_rate"]) == (1e-4, 2e-3)
     assert earlier["until"] == "checkpoint-4"
-    whole(job(run, "--pairs", pairs, *slower[:-1]))  # no change any more, so no leave is needed
+    whole(train(run, "--pairs", pairs, *slower[:-1]))  # no change any more, so no leave is needed
 
 
 LONGER = ("--max_train_steps", STEPS + 2)
 
 
-KILLED = [("keep_settings", 1), ("write_json", 1)]
-
-
-@pytest.mark.parametrize("at", [(), KILLED])
-def test_a_finished_run_trains_for_longer_if_it_may(at, job, pairs, undisturbed, tmp_path):
+@pytest.mark.parametrize("at", [None, At("os.rename", "*/run.json")], ids=["", "killed"])
+def test_a_finished_run_trains_for_longer_if_it_may(at, train, pairs, undisturbed, tmp_path):
     run = shutil.copytree(undisturbed[1], tmp_path / "run")
     command = run, "--pairs", pairs, *LONGER
-    refused = job(*command)
+    refused = train(*command)
     assert (refused.codes, refused.err.count("\n")) == ([2], 1)
     assert f"max_train_steps was {STEPS}, is {STEPS + 2}" in refused.err
     if at:
-        killed = job(*command, "--allow_config_change", at=at)  # as it takes the change down
+        killed = train(*command, "--allow_config_change", at=at)  # as it writes the change
         assert killed.codes == [-signal.SIGKILL]
-    whole(job(*command, "--allow_config_change"))
+    whole(train(*command, "--allow_config_change"))
     assert json.loads((run / "finished.json").read_text())["steps"] == STEPS + 2
     assert [x["step"] for x in metrics(run) if "loss" in x] == list(range(1, STEPS + 3))
     assert (run / WEIGHTS).read_bytes() != (undisturbed[1] / WEIGHTS).read_bytes()

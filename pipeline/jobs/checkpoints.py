@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from data.files import new_folder, write_json
+from data.files import hidden_path, new_folder, write_json
 from get.errors import InputError
 from pipeline.jobs.state import load_moments, save_moments
 
@@ -113,11 +113,9 @@ def save_checkpoint(
 
 
 def prune(run: Path, limit: int) -> None:
-    """Delete all but the newest `limit` checkpoints, and the torn ones that killed jobs left."""
-    for torn in run.glob("checkpoints/.checkpoint-*.tmp"):
-        shutil.rmtree(torn)
+    """Delete all but the newest `limit` checkpoints."""
     for old in checkpoints(run)[:-limit]:  # hidden first: half a folder has no checkpoint's name
-        shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
+        shutil.rmtree(old.rename(hidden_path(old)))
 
 
 def load_checkpoint(checkpoint: Path, state: TrainState) -> Progress:

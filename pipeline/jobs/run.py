@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from data.files import new_file, write_json
+from data.files import delete_leftovers, new_file, write_json
 from get.errors import InputError
 from pipeline import cli
 from pipeline.jobs.checkpoints import (
@@ -210,6 +210,7 @@ class Run:
             other = f", on {now} processes instead of {then}" if then not in (None, now) else ""
             self.say(f"{self.path}: continuing at step {progress.step} of {total}{other}")
         if self.accelerator.is_main_process:
+            delete_leftovers(self.path)
             self.metrics.cut(progress.step)
         return progress.step
 

@@ -1,0 +1,37 @@
+"""Small trainings by `train smoke`, which several tests stop and compare."""
+
+import json
+from pathlib import Path
+
+STEPS, EVERY = 12, 4  # a checkpoint every so many steps
+SMALL = (
+    *("--max_train_steps", STEPS, "--checkpointing_steps", EVERY, "--validation_steps", EVERY),
+    *("--model.width", 8, "--lr_warmup_steps", 2),
+    *("--learning_rate", 2e-3, "--muon_learning_rate", 2e-2),
+    *("--feature_network", None, "--real_images", None),
+)
+WEIGHTS = "model/diffusion_pytorch_model.safetensors"
+
+
+def contents(run: Path) -> dict[str, object]:
+    """Return all that a run may end with, byte by byte; times are no part of it."""
+    files: dict[str, object] = {}
+    for path in sorted(p for p in run.rglob("*") if p.is_file()):
+        value: object = path.read_bytes()
+        if path.name in ("state.json", "finished.json"):
+            value = {**json.loads(path.read_text()), "seconds": None}
+        files[str(path.relative_to(run))] = value
+    return {name: value for name, value in files.items() if name not in ("run.json", "run.lock")}
+
+
+def assert_same(run: Path, other: Path) -> None:
+    assert (ours := contents(run)).keys() == (theirs := contents(other)).keys()
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+
+
+def checkpoints(run: Path) -> list[int]:
+    return sorted(int(p.name[11:]) for p in run.glob("checkpoints/checkpoint-*"))
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
