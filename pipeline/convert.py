@@ -52,4 +52,4 @@ def convert_edm(config: EdmConversion) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, CONVERSIONS)
+    cli.run(main, lambda recipes: CONVERSIONS)

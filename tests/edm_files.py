@@ -1,22 +1,30 @@
 """Writes checkpoints as NVlabs' EDM does: persistent objects that carry their source.
 
-The names that such a pickle calls exist only while one is written.
+The modules that such a pickle names exist only while one is written. Importing `pkl` and
+`_nothing_was_executed` gives a test module the place of a pickle and a guard of every test.
 """
 
+import os
 import pickle  # noqa: TID251  tests write pickles; nothing here reads one
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from data.teachers.edm.checkpoint import Denoiser
+from data.teachers.edm.checkpoint import NETWORKS, WRAPPERS, Network, save
 from data.teachers.edm.layers import Block, Conv, FourierEmbedding, PositionalEmbedding
+from data.teachers.edm.pickle_reader import Checkpoint, read_pickle
+from data.teachers.edm.precondition import Precond, denoise
+from get.errors import InputError
 
 CLASS_NAMES: dict[type, str] = {
     Conv: "Conv2d",
@@ -26,8 +34,71 @@ CLASS_NAMES: dict[type, str] = {
     FourierEmbedding: "FourierEmbedding",
     PositionalEmbedding: "PositionalEmbedding",
 }
+SIZE: dict[str, Any] = {
+    "img_resolution": 8,
+    "img_channels": 3,
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+}
+VE: dict[str, Any] = {
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "decoder_type": "standard",
+    "channel_mult_noise": 2,
+    "resample_filter": [1, 3, 3, 1],
+}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vp in EDM": ("EDMPrecond", {**SIZE, "model_type": "SongUNet", "augment_dim": 9}),
+    "vp in EDM, 5 classes": ("EDMPrecond", {**SIZE, "model_type": "SongUNet", "label_dim": 5}),
+    "ve in EDM": ("EDMPrecond", {**SIZE, **VE, "model_type": "SongUNet"}),
+    "vp in VP": ("VPPrecond", {**SIZE, "use_fp16": False}),
+    "ve in VE": ("VEPrecond", {**SIZE, **VE, "label_dim": 2}),
+    "adm in EDM": ("EDMPrecond", {**SIZE, "label_dim": 5, "use_fp16": True}),
+}
 SOURCE = "import os\nos.system('touch executed')\nopen('executed', 'w')\nraise SystemExit\n"
 PLAIN = bool | int | float | str | None
+
+
+class Denoiser(nn.Module):
+    """A raw network and its preconditioning, as EDM's wrappers hold them."""
+
+    def __init__(self, precond: Precond, network: Network) -> None:
+        super().__init__()
+        self.precond, self.model = precond, network
+
+    def forward(self, x: Tensor, sigma: Tensor, one_hot: Tensor | None) -> Tensor:
+        return denoise(self.precond, lambda x, time: self.model(x, time, one_hot), x, sigma)
+
+
+def denoiser_of(wrapper: str, arguments: dict[str, Any]) -> Denoiser:
+    """Return the network that such arguments mean, with random weights."""
+    sizes: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()
+    }
+    sizes.pop("use_fp16", None)
+    precond, model_type = WRAPPERS[wrapper]
+    network, config = NETWORKS[sizes.pop("model_type", model_type)]
+    torch.manual_seed(0)
+    denoiser = Denoiser(precond(), network(config(**sizes)))
+    for name, tensor in denoiser.state_dict().items():
+        if not name.endswith("resample_filter"):
+            tensor.normal_(std=0.2)
+    return denoiser
+
+
+def checkpoint(kind: str = "vp in EDM, 5 classes") -> Checkpoint:
+    wrapper, arguments = KINDS[kind]
+    return Checkpoint(wrapper, arguments, denoiser_of(wrapper, arguments).state_dict())
+
+
+def save_kind(folder: Path, kind: str = "vp in EDM, 5 classes", **arguments: float) -> Path:
+    """Write a converted folder, with other arguments than the kind's if some are given."""
+    before = checkpoint(kind)
+    folder.mkdir()
+    save(replace(before, arguments={**before.arguments, **arguments}), folder)
+    return folder
 
 
 class Call:
@@ -38,6 +109,9 @@ class Call:
 
     def __reduce__(self) -> tuple:
         return self.reduced
+
+
+SYSTEM = Call(os.system, "touch executed")
 
 
 class Persistent:
@@ -122,8 +196,9 @@ def persistent(module: nn.Module) -> object:
 
 def wrapped(denoiser: Denoiser, wrapper: str, arguments: dict, **attributes: object) -> Persistent:
     """Return the wrapper that EDM would keep under `ema`."""
-    noted = {n: getattr(denoiser.config, n) for n in ("img_resolution", "img_channels")}
-    state = instance(denoiser, arguments) | noted | {"use_fp16": False}
+    config = denoiser.model.config
+    sizes = {n: getattr(config, n) for n in ("img_resolution", "img_channels")}
+    state = instance(denoiser, arguments) | sizes | {"use_fp16": False}
     return Persistent(wrapper, state | vars(denoiser.precond) | attributes)
 
 
@@ -145,3 +220,37 @@ def tiny(*values: float, **state: object) -> dict[str, object]:
     root = nn.Module()
     root.model = layer
     return snapshot(Persistent("EDMPrecond", instance(root, {"img_channels": 3}) | state))
+
+
+def write(path: Path, content: Callable[[], object], protocol: int = 4) -> Path:
+    path.write_bytes(dumps(content, protocol))
+    return path
+
+
+def write_kind(path: Path, kind: str, protocol: int = 4, **attributes: object) -> Denoiser:
+    wrapper, arguments = KINDS[kind]
+    denoiser = denoiser_of(wrapper, arguments)
+    write(path, lambda: snapshot(wrapped(denoiser, wrapper, arguments, **attributes)), protocol)
+    return denoiser
+
+
+def refusal(pkl: Path) -> str:
+    with pytest.raises(InputError, match=r"expected an NVlabs EDM checkpoint in .*, got ") as error:
+        read_pickle(pkl)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def pkl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the path of a pickle, in the folder where a trap would leave the file `executed`."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "network.pkl"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_executed(pkl: Path) -> Iterator[None]:
+    before = set(sys.modules)
+    yield
+    assert not (pkl.parent / "executed").exists()
+    assert not {"torch_utils", "dnnlib"} & (set(sys.modules) - before)

@@ -1,7 +1,7 @@
-"""EDM's raw networks once more, from their description alone: plain sums in float64.
+"""A second implementation of EDM's raw networks, from their description alone, in float64.
 
 The state dict is read by name, resampling is a matrix, attention an explicit sum over head,
-channel and part. Slow and short; `test_edm_networks.py` compares the real ones with it.
+channel and part. Slow and short; `test_edm_networks.py` compares the real networks with it.
 """
 
 import math
@@ -61,7 +61,7 @@ def conv(state: State, name: str, x: Tensor, padding: int | None = None) -> Tens
     return F.conv2d(x, weight, bias, padding=margin)
 
 
-class Reference:
+class SlowNetwork:
     """One network from its configuration and state dict."""
 
     def __init__(self, config: SongConfig | DhariwalConfig, state: State) -> None:
@@ -106,7 +106,7 @@ class Reference:
         x = (conv(state, "conv1", hidden) + conv(state, "skip", sized(x))) * self.k
         return (x + self.attention(state, x)) * self.k if "qkv.weight" in state else x
 
-    def embed(self, t: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+    def embed(self, t: Tensor, labels: Tensor | None) -> Tensor:
         s = self.state
         half = s["map_layer0.weight"].shape[1] // 2
         i = torch.arange(half).double()
@@ -118,17 +118,13 @@ class Reference:
         emb = torch.cat(halves, dim=1)
         if self.song and labels is not None:
             emb = emb + linear(s, "map_label", labels * math.sqrt(labels.shape[1]))
-        if augment is not None:
-            emb = emb + linear(s, "map_augment", augment)
         emb = linear(s, "map_layer1", silu(linear(s, "map_layer0", emb)))
         if not self.song and labels is not None:
             emb = emb + linear(s, "map_label", labels)
         return silu(emb)
 
-    def __call__(
-        self, x: Tensor, t: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
-    ) -> Tensor:
-        c, emb, side, stack = self.c, self.embed(t, labels, augment), x, []
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        c, emb, side, stack = self.c, self.embed(t, labels), x, []
         sizes = [c.img_resolution // 2**level for level in range(len(c.channel_mult))]
         for level, r in enumerate(sizes):
             if level == 0:
