@@ -134,10 +134,11 @@ def verdict(config: PlanConfig, pairs: PairsOnDisk) -> str:
     size, held_out = pairs.manifest.pairs_per_shard, config.holdout_shards
     place, here = str(config.pairs), pairs.shards - held_out
     try:
-        build_order(config, place, here, size)
+        build_order(config, place, here, size, config.num_processes)
         able = f"training could start on {here} shards"
     except InputError:
-        build_order(config, place, max(pairs.count, pairs.planned or 0) // size - held_out, size)
+        shards = max(pairs.count, pairs.planned or 0) // size - held_out
+        build_order(config, place, shards, size, config.num_processes)
         able = "too few to start with"
     if pairs.problem is not None:
         return f"The pairs do not fit: {pairs.problem}; {make_command(config, pairs)}"

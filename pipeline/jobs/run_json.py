@@ -71,6 +71,14 @@ def keep_settings(config: TrainingConfig, data: object) -> list[str]:
     return different
 
 
+def recorded(config: TrainingConfig, name: str) -> Any:
+    """Return a setting of the run that would be continued; None if it would be a new run."""
+    path = config.output_dir / "run.json"
+    if config.overwrite_output_dir or not path.exists():
+        return None
+    return read_json(path)["config"].get(name)
+
+
 def _refuse_others(folder: Path) -> None:
     """Raise InputError if a folder without run.json is not empty."""
     ours = "run.lock", ".run.json."  # the latter is left by a job that was killed
