@@ -5,16 +5,22 @@ shards are dealt by task, jobs never talk to each other, and running one again w
 missing. Next: verify_pairs.py, train.py.
 """
 
+from pipeline import cli
+from pipeline.recipes.recipe import pairs
+
+if __name__ == "__main__":
+    cli.check_arguments(pairs)
+
+
 import os
 import sys
 import time
 
 from data.manifest import read_record, record_path, tidy
-from data.teachers import Execution, Sampler
+from data.teachers.settings import Execution, Sampler
 from data.writer import PairSettings, open_pairs, write_shards
-from pipeline import cli
+from pipeline.jobs.processes import local_device, local_main
 from pipeline.jobs.share import share
-from pipeline.recipes import PAIRS
 from pipeline.recipes.settings_make import PairsConfig
 
 
@@ -22,7 +28,7 @@ def main(config: PairsConfig) -> None:
     """Write this task's share of the shards that are missing."""
     task, tasks = share(config.task_index, config.num_tasks, os.environ)
     settings = pair_settings(config)
-    teacher, manifest = open_pairs(settings, cli.local_device())
+    teacher, manifest = open_pairs(settings, local_device())
     folder = config.output_dir
     shards = range(config.num_pairs // config.pairs_per_shard)
     mine = [i for i in shards[task::tasks] if read_record(folder, i) is None]
@@ -33,7 +39,7 @@ def main(config: PairsConfig) -> None:
 
     began = time.perf_counter()
     total = len(mine) * config.pairs_per_shard
-    shown = cli.local_main() or tasks == 1
+    shown = local_main() or tasks == 1
     bar = cli.progress_bar(total, f"pairs {folder.name}", "pair", shown=shown)
     with cli.Signals() as signals, bar:
 
@@ -81,4 +87,4 @@ def left(config: PairsConfig) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, PAIRS)
+    cli.run(main, pairs)

@@ -4,18 +4,47 @@ Counts, names, sizes and hashes of every shard; with `--deep` the teacher makes 
 pairs again. Exit code 0 if all is whole and true, 1 if something is not.
 """
 
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import tyro
 
 from data.manifest import Manifest, read_manifest, record_path, tar_path
-from data.teachers import Execution, Sampler, open_teacher
+from data.teachers.open import open_teacher
+from data.teachers.settings import Execution, Sampler
 from data.verify import compare_with_teacher, find_damage
 from get.errors import InputError
 from pipeline import cli
-from pipeline.recipes.settings_measure import VerifyConfig
+from pipeline.jobs.processes import local_device
+from pipeline.recipes.settings_make import positive
 
 SHOWN = 20  # damaged shards that are named
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Check that a data set of pairs is whole, and that its teacher made it.
+
+    Attributes:
+        folder: The data set.
+        deep: Let the teacher make a sample of its batches again.
+        teacher: The teacher, for `deep`.
+        batches: Teacher batches made again.
+        tolerance: Share of pixels that may differ by more than an 8-bit level: other hardware or
+            versions round otherwise.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    deep: bool = False
+    teacher: str | None = None
+    batches: int = 4
+    tolerance: float = 0.001
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(batches=self.batches)
 
 
 def main(config: VerifyConfig) -> None:
@@ -51,7 +80,7 @@ def compare(config: VerifyConfig, manifest: Manifest, shards: int) -> None:
     if config.teacher is None:
         raise InputError("expected --teacher beside --deep, got none; name who made the pairs")
     sampler, execution = Sampler(**manifest.sampler), Execution(**manifest.execution)
-    teacher = open_teacher(config.teacher, sampler, cli.local_device(), execution)
+    teacher = open_teacher(config.teacher, sampler, local_device(), execution)
     if teacher.fingerprint != manifest.teacher:
         raise InputError(
             f"expected the teacher that made {config.folder}, got {config.teacher}, another one"
@@ -76,4 +105,4 @@ def compare(config: VerifyConfig, manifest: Manifest, shards: int) -> None:
 
 
 if __name__ == "__main__":
-    cli.run_alone(main, VerifyConfig)
+    cli.end_with_code(lambda: main(cli.parse_flags(VerifyConfig)))
