@@ -50,7 +50,7 @@ class Order:
         """Refuse an empty data set and streams of different sizes."""
         if self.shards < 1:
             raise InputError(
-                f"expected at least 1 training shard in {self.source}, got {self.shards}; "
+                f"expected training shards in {self.source}, got {self.shards}; "
                 "make more pairs or choose a smaller holdout_shards"
             )
         if self.batch_size % self.streams:

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from data.reader import Order
+from data.order import Order
 from pipeline.recipes.settings_train import TrainConfig
 
 

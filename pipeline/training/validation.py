@@ -10,8 +10,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from data.manifest import DamagedShard, Manifest
+from data.order import Order
 from data.pairs import Pairs
-from data.reader import Order, read_shard
+from data.reader import read_shard
 from data.real.features import RealFeatures
 from get.images import from_uint8, grid, to_uint8
 from get.metrics import frechet_distance
