@@ -52,7 +52,7 @@ def test_help_explains_every_option():
     code, out, err = end(start("--help"))
     assert (code, err) == (0, "")
     assert out.startswith("Usage: ./launch.sh [RECIPE]")
-    for option in ("--num_processes N", "--output_dir DIR", "--retrain_teacher", "test [--slow]"):
+    for option in ("--recipes FILE.py", "--num_processes N", "--output_dir DIR", "test [--slow]"):
         assert option in out.split("\n\n")[0]
 
 

@@ -51,7 +51,9 @@ class ConvModel(Architecture):
     width: int = 8
 
     def build(self, image_size, channels, num_classes):
-        return ConvNet(image_size, channels, num_classes, **asdict(self))
+        return ConvNet(
+            image_size=image_size, channels=channels, num_classes=num_classes, **asdict(self)
+        )
 
 
 mine = distillation(
@@ -149,5 +151,5 @@ def test_what_is_no_file_of_recipes_is_refused_with_a_sentence(tmp_path: Path):
     empty = tmp_path / "nothing_here.py"
     empty.write_text("")
     for source in (str(tmp_path / "missing.py"), "no_such_module:RECIPES", str(empty)):
-        with pytest.raises(InputError, match="expected .*; "):
+        with pytest.raises(InputError, match=r"expected .*; "):
             load(source)

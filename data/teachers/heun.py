@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -59,7 +59,7 @@ class EdmHeun:
     rho: float
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], steps: int) -> Self:
+    def from_config(cls, config: Mapping[str, Any], steps: int) -> "EdmHeun":
         """Make the sampler from the settings of an `EDMEulerScheduler`.
 
         A `precond` may stand in for its `prediction_type` and `sigma_data`.
@@ -83,7 +83,7 @@ class EdmHeun:
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations an image."""
+        """Network evaluations per image."""
         return 2 * self.steps - 1
 
     def __call__(

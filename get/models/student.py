@@ -4,9 +4,10 @@
 new baseline architecture is a subclass of it and a recipe that names it (see CONTRIBUTING.md).
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
@@ -72,6 +73,11 @@ class Student(ModelMixin, ConfigMixin):
     channels: int
     num_classes: int | None
     iterations: int | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make the subclass loadable: diffusers looks for its loader in the subclass's module."""
+        super().__init_subclass__(**kwargs)
+        vars(sys.modules[cls.__module__]).setdefault("ModelMixin", ModelMixin)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

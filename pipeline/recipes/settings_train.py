@@ -27,7 +27,10 @@ class Architecture:
     patch_size: int = 2
 
     def build(self, image_size: int, channels: int, num_classes: int | None) -> "Student":
-        """Return a new student with initial weights."""
+        """Return a new student with initial weights; give its constructor keywords only.
+
+        diffusers takes positional arguments for defaults and does not save them.
+        """
         raise NotImplementedError
 
 
