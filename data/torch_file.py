@@ -1,9 +1,9 @@
 """Reads files of `torch.save` as data: tensors and plain values, nothing executed.
 
-Such a file is a zip archive: `data.pkl` says what there is, a member each holds the numbers of a
-storage. The pickle goes through the stack machine of teachers/pickle_machine.py with a dialect
-that knows tensors, OrderedDict and argparse.Namespace. Tensors are read when asked for, so a
-checkpoint costs the memory of what is used of it.
+Such a file is a zip archive: `data.pkl` describes the content, and every storage has a member with
+its numbers. The pickle goes through the stack machine of teachers/edm/pickle_machine.py with a
+dialect that knows tensors, OrderedDict and argparse.Namespace. A tensor is read when `read` is
+called, so a checkpoint takes only the memory of the tensors in use.
 """
 
 import io
@@ -34,14 +34,14 @@ DTYPES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
 }
-CHUNK = 2**22  # bytes read at once
-# What zipfile raises where the parts of an archive contradict each other.
+CHUNK = 2**22  # bytes per read
+# What zipfile raises if an archive contradicts itself.
 DAMAGE = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error)
 
 
 @dataclass(eq=False)
 class Namespace:
-    """What stands for an `argparse.Namespace`: its attributes and no behaviour."""
+    """Takes the place of an `argparse.Namespace`: its attributes and no behaviour."""
 
     attributes: dict[Any, Any] = field(default_factory=dict)
 
@@ -58,30 +58,31 @@ class StoredTensor:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the type of its numbers."""
+        """Type of its numbers."""
         return self.storage.dtype
 
     def read(self) -> Tensor:
-        """Return it, contiguous and in memory of its own.
+        """Return a contiguous copy in memory of its own.
 
         Raises:
-            InputError: If the file does not hold it whole.
+            InputError: If the file does not hold all of it.
         """
         with _explained(self.archive.path):
             numbers = self.archive.numbers(self.storage)
             tensor = tensor_in(numbers, self.offset, self.shape, self.stride)
-            whole = tensor.is_contiguous() and tensor.numel() == numbers.numel()
-            return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+            if tensor.is_contiguous() and tensor.numel() == numbers.numel():
+                return tensor  # already the only user of its numbers
+            return tensor.clone(memory_format=torch.contiguous_format)
 
 
 @contextmanager
 def open_torch_file(path: Path) -> Iterator[Any]:
-    """Yield what a file of `torch.save` holds; its `StoredTensor`s can be read until the end.
+    """Yield the content of a file of `torch.save`, whose `StoredTensor`s are readable inside.
 
-    Dictionaries, lists, tuples, numbers and text are themselves, other objects are refused.
+    Dictionaries, lists, tuples, numbers and text come as they are; other objects are refused.
 
     Raises:
-        InputError: If the file is missing, none of torch's, damaged, or asks for anything else.
+        InputError: If the file is missing, not of torch.save, damaged, or names other objects.
     """
     with _explained(path):
         file = path.open("rb")
@@ -94,7 +95,7 @@ def open_torch_file(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in a file into one line."""
+    """Turn errors of reading a file into one line."""
     try:
         yield
         return
@@ -118,7 +119,7 @@ class _Storage:
 
 
 class _Archive:
-    """The zip archive that `torch.save` writes: members under one folder, none compressed."""
+    """The zip archive that `torch.save` writes: members in one folder, none compressed."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
@@ -127,20 +128,20 @@ class _Archive:
         members = self.zip.infolist()
         if sum(member.file_size for member in members) > path.stat().st_size:
             raise Refused("an archive of more than its own size; it is made to harm")
-        found = [m.filename for m in members if m.filename.endswith("/data.pkl")]
-        if len(found) != 1:
+        pickles = [m.filename for m in members if m.filename.endswith("/data.pkl")]
+        if len(pickles) != 1:
             raise Refused("a zip archive without a data.pkl of torch.save; choose another file")
-        self.folder = found[0].removesuffix("data.pkl")
+        self.folder = pickles[0].removesuffix("data.pkl")
         self.order = self._byte_order()
 
     def content(self) -> Any:
-        """Return what the pickle says."""
+        """Return the content of the pickle."""
         pickle = self._bytes(self.folder + "data.pkl")
         dialect = Dialect(_ALLOWED, self._call, _fill)
         return load(io.BytesIO(pickle), len(pickle), dialect)
 
     def numbers(self, storage: _Storage) -> Tensor:
-        """Return a storage's numbers in the order of this machine."""
+        """Return a storage's numbers in this machine's byte order."""
         size, data = storage.dtype.itemsize, self._bytes(storage.name)
         if len(data) != size * storage.count:
             raise Refused(
@@ -161,7 +162,7 @@ class _Archive:
         raise Refused(f"an unknown byte order; this machine's is {sys.byteorder}")
 
     def _bytes(self, name: str) -> bytearray:
-        """Return a member, which zipfile compares with its checksum."""
+        """Return a member, whose checksum zipfile verifies."""
         member = self.zip.getinfo(name)
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise Refused("a compressed or encrypted archive, which torch.save does not write")
@@ -176,7 +177,7 @@ class _Archive:
         return data
 
     def _call(self, symbol: Symbol, arguments: object) -> Any:
-        """Return what a call in the pickle stands for; every other call is refused."""
+        """Return the value in place of a call in the pickle; refuse unknown calls."""
         match str(symbol), arguments:
             case (
                 "torch._utils._rebuild_tensor_v2",
@@ -203,7 +204,7 @@ class _Archive:
 
 
 def _check_kind(file: BinaryIO) -> None:
-    """Refuse by name what is no zip archive."""
+    """Refuse files that are no zip archive, and say what they are."""
     start = file.read(4)
     file.seek(0)
     if not start:
@@ -221,7 +222,7 @@ def _fill(target: Any, state: Any) -> None:
     match target, state:
         case Namespace(attributes=old), dict() if not old:
             target.attributes = state
-        case dict(), {"_metadata": dict()} if len(state) == 1:  # of a state dict: nobody needs it
+        case dict(), {"_metadata": dict()} if len(state) == 1:  # of a state dict; unused
             pass
         case _:
             raise Refused("a pickle that fills something it may not; it is made to harm")

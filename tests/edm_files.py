@@ -102,7 +102,7 @@ def save_kind(folder: Path, kind: str = "vp in EDM, 5 classes", **arguments: flo
 
 
 class Call:
-    """Pickled as a call of anything with any arguments."""
+    """Pickles as a call of any function with any arguments."""
 
     def __init__(self, function: Callable, *arguments: object) -> None:
         self.reduced = function, arguments
@@ -115,7 +115,7 @@ SYSTEM = Call(os.system, "touch executed")
 
 
 class Persistent:
-    """Pickled as an object of EDM's persistence module."""
+    """Pickles as an object of EDM's persistence module."""
 
     def __init__(self, class_name: str, state: dict, **changes: Any) -> None:
         self.description = {
@@ -139,7 +139,7 @@ def _edm_modules() -> Iterator[None]:
     modules = {name: ModuleType(name) for name in names}
 
     def _reconstruct_persistent_obj(description: dict) -> None:
-        raise AssertionError("it is only written")
+        raise AssertionError("written, never called")
 
     _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
     _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
@@ -214,7 +214,7 @@ def snapshot(ema: object) -> dict[str, object]:
 
 
 def tiny(*values: float, **state: object) -> dict[str, object]:
-    """Return a checkpoint too small for any network, to harm: one linear layer."""
+    """Return a checkpoint of one linear layer, too small for any network; tests damage it."""
     layer = nn.Linear(len(values) or 3, 2)
     torch.nn.init.constant_(layer.weight, 0.5)
     root = nn.Module()

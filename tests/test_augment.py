@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from pipeline.recipes import CLASSIFIERS
+from pipeline.recipes import RECIPES
+from pipeline.recipes.recipe import classifiers
 from pipeline.train_classifier import NOISE, augment
 
 
 def shifted(background: float | None) -> set[tuple[int, ...]]:
-    """Return all that becomes of a picture of 1 and 2 (left and right half), noise rounded away."""
+    """Return every row seen in 40 augmentations of a picture of 1 (left) and 2 (right), rounded."""
     generator = torch.Generator().manual_seed(0)
     image = torch.tensor([[1.0, 1.0, 2.0, 2.0]] * 4)[None, None]
     return {
@@ -27,12 +28,13 @@ def test_without_a_background_the_border_is_repeated() -> None:
     assert shifted(None) == {(1, 1, 2, 2), (1, 2, 2, 2), (1, 1, 1, 2)}
 
 
-def test_the_noise_is_small_beside_the_pictures() -> None:
+def test_the_noise_has_the_documented_deviation() -> None:
     images = torch.zeros(64, 3, 16, 16)
     noise = augment(images, None, torch.Generator().manual_seed(0))
     assert float(noise.std()) == pytest.approx(NOISE, rel=0.05)
 
 
 def test_the_digits_have_the_background_the_shipped_network_saw() -> None:
-    assert CLASSIFIERS["digits"].background == -1
-    assert CLASSIFIERS["photos"].background is None
+    settings = classifiers(RECIPES)
+    assert settings["digits"].background == -1
+    assert settings["photos"].background is None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.teachers.heun import heun, karras_sigmas
 
-S, LOW, HIGH = 0.75, 0.002, 80.0  # standard deviation of the data, lowest and highest sigma
+S, LOW, HIGH = 0.75, 0.002, 80.0  # standard deviation of the data, lowest and highest noise level
 
 
 def gaussian(x: Tensor, sigma: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def test_gaussian_data_are_sampled_by_scaling_the_noise() -> None:
 
 
 def test_the_order_of_convergence_is_two() -> None:
-    # The last step, from sigma_min to 0, is Euler's at any number of steps: its exact outcome.
+    # The last step, from sigma_min to 0, is Euler's for any number of steps; this is its result.
     scale = HIGH * math.hypot(S, LOW) / math.hypot(S, HIGH) * S**2 / (S**2 + LOW**2)
     steps = [64, 128, 256, 512]
     exact = noise().double() * scale

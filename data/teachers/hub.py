@@ -1,4 +1,4 @@
-"""Where a teacher's files are: a folder here, or a repository of the Hugging Face hub."""
+"""Finds a teacher's files: in a local folder, or in a repository of the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -15,11 +15,11 @@ def fetch(source: Path | str, networks: tuple[str, ...]) -> Path:
 
     Args:
         source: A folder, or "owner/name" or "owner/name@revision".
-        networks: Components whose weights are wanted, only as safetensors; configurations always
-            come along.
+        networks: Components whose weights are needed, as safetensors only. Configurations are
+            always downloaded.
 
     Raises:
-        InputError: If there is neither.
+        InputError: If neither exists.
     """
     if Path(source).exists():
         return Path(source)
@@ -29,7 +29,7 @@ def fetch(source: Path | str, networks: tuple[str, ...]) -> Path:
             "format or a hub id like owner/name"
         )
     name, _, revision = str(source).partition("@")
-    # Old repositories of a single network keep it at the root, hence "".
+    # "": old repositories of a single network keep it at the root.
     files = [
         f"{part}{file}"
         for part in ("", *(f"{network}/" for network in networks))

@@ -44,7 +44,7 @@ class OdeSampler(Protocol):
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations an image."""
+        """Network evaluations per image."""
         ...
 
     def __call__(

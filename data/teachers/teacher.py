@@ -28,7 +28,7 @@ class Teacher:
         ode: What samples it.
         image_shape: Channels, height, width of noise and image.
         num_classes: Number of classes; None if unconditional.
-        evaluations: Network evaluations an image.
+        evaluations: Network evaluations per image.
         fingerprint: SHA-256 of all that decides the image: weights, configuration, settings.
         sampler: The sampler's settings.
         execution: Precision and speed.

@@ -1,1 +1,4 @@
-"""Checkpoints of NVlabs EDM, read without executing anything in them, and their networks."""
+"""EDM: its preconditioning, its networks, and NVlabs' checkpoints, read as data.
+
+`checkpoint.py` opens a teacher; `pickle_reader.py` executes nothing of what it reads.
+"""

@@ -1,7 +1,7 @@
 """Layers of the EDM networks (arXiv:2206.00364), named as in NVlabs' checkpoints.
 
 They are loaded, never trained: parameters start at zero and there is no dropout. Next:
-edm_networks.py puts them together.
+networks.py puts them together.
 """
 
 import math
@@ -28,8 +28,8 @@ class BlockStyle:
             added before it.
         skip_scale: Factor after each residual sum.
         eps: Of the group norms.
-        resample_proj: A resampling block that keeps its width has a 1x1 convolution on its skip.
-        channels_per_head: Of attention; None is one head.
+        resample_proj: The skip of a resampling block that keeps its width is a 1x1 convolution.
+        channels_per_head: Channels per attention head; None is one head.
         resample_filter: One-dimensional filter of up- and downsampling.
     """
 
@@ -41,7 +41,7 @@ class BlockStyle:
     resample_filter: tuple[int, ...]
 
     def heads(self, channels: int) -> int:
-        """Return the number of attention heads; 0 is no attention, asked for or not."""
+        """Return the number of attention heads; 0 is no attention even if it is configured."""
         heads = 1 if self.channels_per_head is None else channels // self.channels_per_head
         if heads and channels % heads:
             raise InputError(f"expected a width that {heads} attention heads share, got {channels}")
@@ -54,7 +54,7 @@ class Conv(nn.Module):
     Attributes:
         up: It doubles the resolution.
         down: It halves the resolution.
-        fused_resample: The convolution comes before the filter of `down`.
+        fused_resample: The convolution runs before the filter of `down`, with its padding.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Conv(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
-        """Return the result; the bias comes last."""
+        """Return the result; the bias is added last, after a fused filter too."""
         if self.fused_resample:
             assert self.resample_filter is not None
             assert self.weight is not None
@@ -150,13 +150,13 @@ class FourierEmbedding(nn.Module):
         self.freqs: Tensor
 
     def forward(self, t: Float[Tensor, " batch"]) -> Float[Tensor, "batch channels"]:
-        """Return [cosines, sines]; 2 pi meets the frequencies first: the angles are large."""
+        """Return [cosines, sines]; angles are large, so the order of products matters."""
         angles = t.outer(2 * math.pi * self.freqs)
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class Block(nn.Module):
-    """Residual block with the noise level's embedding and, if wanted, self-attention.
+    """Residual block with the noise level's embedding and optional self-attention.
 
     Attributes:
         num_heads: Attention heads; 0 is no attention.
@@ -200,7 +200,7 @@ class Block(nn.Module):
         x: Float[Tensor, "batch channels height width"],
         emb: Float[Tensor, "batch_or_1 emb_channels"],
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
-        """Return the block's output; an embedding of batch 1 serves all samples."""
+        """Return the block's output; an embedding of batch 1 is shared by all samples."""
         hidden = self.conv0(F.silu(self.norm0(x)))
         params = self.affine(emb)[:, :, None, None]
         if self.adaptive_scale:

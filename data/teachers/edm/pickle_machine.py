@@ -1,9 +1,9 @@
-"""A pickle as data: a stack machine for its instructions that builds containers and calls nothing.
+"""Reads a pickle as data: a stack machine that builds containers and calls nothing.
 
-A pickle is a program. This machine knows the instructions that protocols 2 to 5 need for plain
-objects; where a pickle names, calls or fills something, a `Dialect` decides what stands for it,
-and a name that the dialect does not list is refused. edm_pickle.py speaks one such dialect,
-data/torch_file.py another.
+A pickle is a program. This machine runs the instructions that protocols 2 to 5 need for plain
+objects. Where a pickle names, calls or fills something, a `Dialect` decides which inert value
+takes its place; names that the dialect does not list are refused. pickle_reader.py has one such
+dialect, data/torch_file.py another.
 """
 
 import io
@@ -16,29 +16,29 @@ from typing import Any
 
 from torch import Tensor
 
-MAX_BITS = 128  # of an integer; the longest in use, torch's magic number, has 80
+MAX_BITS = 128  # of an integer; torch's magic number, the longest in use, has 80
 MAX_DIMENSIONS = 8  # of a tensor
 
 
 class Refused(Exception):
-    """Why a pickle is not read and what to do: the end of a sentence."""
+    """Why a pickle is not read, and what to do; callers put the start of the sentence before it."""
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """A global that the pickle named, never the thing itself."""
+    """The name of a global in the pickle; the global itself is never looked up."""
 
     module: str
     name: str
 
     def __str__(self) -> str:
-        """Return the dotted name; a message has room for so much of it."""
+        """Return the dotted name, cut to what fits into a message."""
         return f"{self.module}.{self.name}"[:200]
 
 
 @dataclass(frozen=True, eq=False)
 class Persistent:
-    """What the pickle says of an object that is stored elsewhere."""
+    """The pickle's description of an object that is stored elsewhere."""
 
     description: object
 
@@ -49,8 +49,8 @@ class Dialect:
 
     Attributes:
         names: The globals it may name.
-        call: (symbol, arguments) -> the value of that call; raises Refused for unknown ones.
-        fill: (object, state) sets an object's state; raises Refused where that is not foreseen.
+        call: (symbol, arguments) -> the value of that call; raises Refused for unknown calls.
+        fill: (object, state) sets an object's state; raises Refused if it has none to set.
     """
 
     names: frozenset[Symbol]
@@ -69,10 +69,10 @@ _VALUES = {
 
 
 def load(data: mmap.mmap | io.BytesIO, size: int, dialect: Dialect) -> Any:
-    """Return the value of the pickle that starts where `data` stands, and stay behind it.
+    """Return the value of the pickle at the position of `data`, and move behind the pickle.
 
     Raises:
-        Refused: If the dialect does not cover it, or if the `size` bytes end before it does.
+        Refused: If the dialect does not cover it, or if it is longer than the `size` bytes.
     """
     machine = _Machine(dialect)
     try:
@@ -87,15 +87,15 @@ def load(data: mmap.mmap | io.BytesIO, size: int, dialect: Dialect) -> Any:
 
 
 def is_key(value: object) -> bool:
-    """Say whether a value may be a key of a dictionary or an element of a set."""
+    """Return whether a value may be a key of a dictionary or an element of a set."""
     return isinstance(value, str | int)
 
 
 def tensor_in(data: Tensor, offset: int, size: tuple, stride: tuple) -> Tensor:
-    """Return a view that stays inside its storage and is not larger than it.
+    """Return a view into a storage, no larger than the storage.
 
     Raises:
-        Refused: If there is no such view.
+        Refused: If the view would leave the storage.
     """
     count = len(data)
     if len(size) == len(stride) <= MAX_DIMENSIONS and all(
@@ -109,12 +109,12 @@ def tensor_in(data: Tensor, offset: int, size: tuple, stride: tuple) -> Tensor:
 
 
 class _Machine:
-    """Stack, marks and memo of a pickle; it builds containers and asks the dialect for the rest."""
+    """A pickle's stack, marks and memo; it builds containers, the dialect provides the rest."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # the stacks under the marks
+        self.below: list[list[Any]] = []  # the stacks below the marks, outermost first
         self.memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any, position: int | None) -> None:
@@ -154,7 +154,7 @@ class _Machine:
         return items
 
     def _structure(self, name: str, argument: Any) -> bool:
-        """Carry out what concerns marks, containers and the memo; False if `name` does not."""
+        """Carry out an instruction of marks, containers or the memo; return False for others."""
         match name:
             case "PROTO" | "FRAME":
                 pass
@@ -197,7 +197,7 @@ class _Machine:
         self._top(dict).update(zip(keys, items[1::2], strict=True))
 
     def _objects(self, name: str, argument: Any) -> bool:
-        """Carry out what names, calls and fills objects; False if `name` does not."""
+        """Carry out an instruction that names, calls or fills objects; return False for others."""
         match name:
             case "GLOBAL":
                 module, _, attribute = argument.partition(" ")

@@ -1,9 +1,9 @@
 """Reads the pickle of an NVlabs EDM checkpoint without executing anything in it.
 
 The stack machine in pickle_machine.py calls nothing. A name like `torch._utils._rebuild_tensor_v2`
-is a symbol that `_call` answers with inert values of our own, and a name that is not listed here
-is refused. The Python source that a checkpoint carries (`module_src`) is skipped like any other
-string. What comes out, tensors and plain values, becomes a network in edm_checkpoint.py.
+is a symbol, for which `_call` returns inert values of our own; names that are not listed here are
+refused. The Python source that a checkpoint carries (`module_src`) is skipped like any other
+string. checkpoint.py makes a network of the result, tensors and plain values.
 """
 
 import io
@@ -30,18 +30,18 @@ from get.errors import InputError
 
 Number = bool | int | float
 Scalar = str | Number | None
-MAX_DEPTH = 8  # modules within modules; EDM's networks have five
+MAX_DEPTH = 8  # of modules within modules; EDM's networks have 5
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint says, in plain values.
+    """The content of a checkpoint, in plain values.
 
     Attributes:
         wrapper: Class name of the preconditioning, such as "EDMPrecond".
-        arguments: Keyword arguments it was made with; lists hold scalars only.
+        arguments: Keyword arguments of its constructor; lists hold scalars only.
         state: Its state dict.
-        attributes: Numbers noted in its modules, by dotted name, to compare with ours.
+        attributes: Numbers recorded in its modules, by dotted name, to compare with ours.
     """
 
     wrapper: str
@@ -51,10 +51,10 @@ class Checkpoint:
 
 
 def read_pickle(path: Path) -> Checkpoint:
-    """Read a checkpoint `*.pkl` of NVlabs EDM: what it holds under its key `ema`.
+    """Read the network under the key `ema` of a checkpoint `*.pkl` of NVlabs EDM.
 
     Raises:
-        InputError: If the file asks for anything that such a checkpoint has no need of, is cut
+        InputError: If the file names anything that such a checkpoint does not need, is cut
             short, or is no such checkpoint.
     """
     try:
@@ -92,11 +92,11 @@ class _Storage:
     data: Tensor
 
 
-# ------------------------------------------------------------------ names and what they stand for
+# ------------------------------------------------------------------ names and their values
 
 
 def _call(symbol: Symbol, arguments: object) -> Any:
-    """Return what a call in the pickle stands for; every other call is refused."""
+    """Return the value in place of a call in the pickle; refuse unknown calls."""
     match str(symbol), arguments:
         case "torch_utils.persistence._reconstruct_persistent_obj", (dict(description),):
             return _persistent(description)
@@ -128,7 +128,7 @@ def _call(symbol: Symbol, arguments: object) -> Any:
 
 
 def _persistent(description: dict) -> _Module:
-    """Keep the class name and instance dictionary of an EDM object; its source is not looked at."""
+    """Return the class name and instance dictionary of an EDM object; its source is ignored."""
     match description:
         case {
             "type": "class",
@@ -190,7 +190,9 @@ _ALLOWED = frozenset(
     }
 )
 _OUTER = Dialect(_ALLOWED, _call, _fill)
-_INNER = Dialect(frozenset({Symbol("torch", "FloatStorage")}), _call, _fill)  # it may be named only
+_INNER = Dialect(
+    frozenset({Symbol("torch", "FloatStorage")}), _call, _fill
+)  # which is never called
 
 
 # ------------------------------------------------------------------ from objects to a checkpoint
