@@ -1,11 +1,18 @@
-"""What all tests share: few threads (two workers run side by side) and no network."""
+"""What all tests share: few threads (two workers run at the same time), no network, small runs."""
 
 import os
+import runpy
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from .processes import ROOT, Result, Script, completed, template
+from .runs import SMALL
+
+# Imports of ours wait in the functions below until the plugin that checks their types is there.
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -17,33 +24,102 @@ def _alike() -> None:
     torch.manual_seed(0)
 
 
-# Imports of ours wait until the plugin that checks their types is there.
+# ---------------------------------------------------------------- scripts
 
 
 @pytest.fixture(scope="session")
-def script() -> Iterator[Callable]:
+def script() -> Iterator[Script]:
     """Run `python -m module arguments` in processes that can be killed."""
-    from .processes import template
-
     with template() as script:
         yield script
 
 
 @pytest.fixture(scope="session")
-def train(script: Callable) -> Callable:
+def train(script: Script) -> Script:
     """Run a small training in such processes."""
-    from .runs import SMALL
 
-    def train(run: Path, *arguments: object, **options) -> object:
+    def train(run: Path, *arguments: object, **options) -> Result:
         command = "pipeline.train", "smoke", *SMALL, "--output_dir", run, *arguments
         return script(*command, **options)
 
     return train
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Result]:
+    """Run a script in the process of the tests, which is fastest."""
+
+    def here(name: str, *arguments: object, **environment: str) -> Result:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        for variable, value in environment.items():
+            monkeypatch.setenv(variable, value)
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "pipeline" / f"{name}.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Result([code], *capsys.readouterr())
+
+    return here
+
+
+# ---------------------------------------------------------------- what scripts made
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four small shards to train on and one to hold out."""
+    """Four small shards to train on and one to hold out, of a teacher in closed form."""
     from .shards import write_pairs
 
     return write_pairs(tmp_path_factory.mktemp("pairs"), 5, "png")
+
+
+@pytest.fixture(scope="session")
+def smoke_pairs(script: Script, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make_pairs smoke` writes."""
+    folder = tmp_path_factory.mktemp("smoke") / "pairs"
+    completed(script("pipeline.make_pairs", "smoke", "--output_dir", folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke(script: Script, smoke_pairs: Path) -> Path:
+    """What `train smoke` leaves."""
+    folder = smoke_pairs.with_name("student")
+    completed(script("pipeline.train", "smoke", "--pairs", smoke_pairs, "--output_dir", folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 40 colour pictures in two classes."""
+    from get.images import to_pil, to_uint8
+    from get.noise import draw
+
+    folder = tmp_path_factory.mktemp("own") / "pictures"
+    noise, _ = draw(0, range(40), (3, 16, 16))
+    for i, picture in enumerate(to_uint8(noise / 3)):
+        path = folder / ("dark" if i % 2 else "bright") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil(picture).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_teacher(script: Script, pictures: Path) -> Path:
+    """A teacher trained for three steps on the pictures."""
+    folder = pictures.with_name("teacher")
+    few = "--train_data_dir", pictures, "--max_train_steps", 3, "--output_dir", folder
+    completed(script("pipeline.train_teacher", "smoke", *few))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_pairs(script: Script, own_teacher: Path) -> Path:
+    """Pairs of that teacher."""
+    folder = own_teacher.with_name("pairs")
+    few = "--num_pairs", 80, "--pairs_per_shard", 16, "--num_inference_steps", 2
+    given = "--teacher", own_teacher, "--output_dir", folder
+    completed(script("pipeline.make_pairs", "smoke", *few, *given))
+    return folder

@@ -51,7 +51,7 @@ class At(NamedTuple):
     calls: int = 0  # so many function calls later
 
 
-def whole(result: Result) -> Result:
+def completed(result: Result) -> Result:
     assert not any(result.codes), result.err[-2000:]
     return result
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from data.manifest import open_data_set, read_record, record_path, tar_path
-from data.reader import Order, read_shard
+from data.order import Order
+from data.reader import read_shard
 from data.writer import write_shard
 
 from .problems import Softsign
-from .processes import At, Script, whole
+from .processes import At, Script, completed
 from .runs import STEPS, assert_same, checkpoints, contents, metrics
 from .shards import PAIRS, manifest_of, write_pairs
 
@@ -20,7 +21,7 @@ from .shards import PAIRS, manifest_of, write_pairs
 @pytest.fixture(scope="module")
 def undisturbed(train: Script, pairs: Path) -> Path:
     run = pairs.with_name("undisturbed")
-    whole(train(run, "--pairs", pairs))
+    completed(train(run, "--pairs", pairs))
     return run
 
 
@@ -60,7 +61,7 @@ def test_an_infinite_pixel_stops_at_its_step_and_names_its_pairs(train, tmp_path
 
 def test_a_residual_that_explodes_is_reported_once(train, pairs, tmp_path):
     wild = "--model.map", "plain", "--model.iterations", 1, "--learning_rate", 1
-    shown = whole(train(tmp_path / "run", "--pairs", pairs, *wild, "--optimizer", "adamw"))
+    shown = completed(train(tmp_path / "run", "--pairs", pairs, *wild, "--optimizer", "adamw"))
     assert shown.out.count("the iteration runs away from its fixed point") == 1
 
 
@@ -80,7 +81,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(
     assert "got: File too large; the last good checkpoint is" in last
     assert f"{run}/checkpoints/checkpoint-4;" in last
     assert checkpoints(run) == [4]
-    assert f"continuing at step 4 of {STEPS}" in whole(train(run, "--pairs", pairs)).out
+    assert f"continuing at step 4 of {STEPS}" in completed(train(run, "--pairs", pairs)).out
     assert_same(run, undisturbed)
 
 
@@ -134,7 +135,7 @@ def test_trackers_that_are_not_there_are_refused_in_one_line(name, words, train,
 def test_tensorboard_shows_what_metrics_jsonl_holds_and_pictures(train, pairs, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = tmp_path / "run"
-    whole(train(run, "--pairs", pairs, "--report_to", "tensorboard"))
+    completed(train(run, "--pairs", pairs, "--report_to", "tensorboard"))
     lines = metrics(run)
     shown: dict[str, dict[int, float]] = {}
     pictures: set[int] = set()

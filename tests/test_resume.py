@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .processes import MANY, At, Script, whole
+from .processes import MANY, At, Script, completed
 from .runs import STEPS, WEIGHTS, assert_same, checkpoints, contents, metrics
 
 
@@ -19,7 +19,7 @@ def undisturbed(train: Script, pairs: Path) -> dict[int, Path]:
     """Runs that nobody touches, by number of processes."""
     runs = {n: pairs.with_name(f"undisturbed-{n}") for n in (1, 2)}
     for processes, run in runs.items():
-        whole(train(run, "--pairs", pairs, processes=processes))
+        completed(train(run, "--pairs", pairs, processes=processes))
     return runs
 
 
@@ -56,7 +56,7 @@ def test_a_training_killed_at_a_bad_moment_ends_with_the_same_bits(
     assert not (run / "finished.json").exists()
     if (lines := run / "metrics.jsonl").exists():
         lines.write_text(lines.read_text() + '{"step": 9, "lo')  # killed as it wrote this
-    again = whole(train(run, "--pairs", pairs))
+    again = completed(train(run, "--pairs", pairs))
     if left:
         assert f"continuing at step {left[-1]} of {STEPS}\n" in again.out
     assert_same(run, undisturbed[1])
@@ -76,7 +76,7 @@ def calls(train: Script, pairs: Path, tmp_path_factory: pytest.TempPathFactory) 
     """How many functions are called from the opening of a run to its end."""
     folder = tmp_path_factory.mktemp("calls")
     at = At("open", "*/run.lock", calls=MANY)
-    whole(train(folder / "run", "--pairs", pairs, at=at, count=folder / "calls"))
+    completed(train(folder / "run", "--pairs", pairs, at=at, count=folder / "calls"))
     return int((folder / "calls").read_text())
 
 
@@ -94,7 +94,7 @@ def test_a_training_killed_at_a_random_call_ends_with_the_same_bits(
     at = At("open", "*/run.lock", calls=max(1, int(fraction * calls)))
     killed = train(*command, processes=processes, at=at)
     assert killed.codes == [-signal.SIGKILL] * processes
-    whole(train(*command, processes=processes))
+    completed(train(*command, processes=processes))
     assert_same(tmp_path / "run", undisturbed[processes])
 
 
@@ -103,7 +103,7 @@ def test_loader_workers_of_a_killed_training_do_not_keep_its_folder(
 ):
     command = tmp_path / "run", "--pairs", pairs, "--dataloader_num_workers", 2
     train(*command, at=step(7), group=False)
-    whole(train(*command))
+    completed(train(*command))
     assert_same(tmp_path / "run", undisturbed[1])
 
 
@@ -114,7 +114,7 @@ def test_a_training_ends_with_one_of_its_processes_and_goes_on_with_the_same_bit
     alone, killed = train(*command, processes=2, rank=1, at=step(7), group=False).codes
     assert killed == -signal.SIGKILL
     assert alone not in (0, -signal.SIGKILL)
-    whole(train(*command, processes=2))
+    completed(train(*command, processes=2))
     assert_same(tmp_path / "run", undisturbed[2])
 
 
@@ -143,7 +143,7 @@ def test_another_number_of_processes_goes_on_and_is_reported(
 ):
     run, now = tmp_path / "run", 3 - before
     train(run, "--pairs", pairs, at=step(7), processes=before)
-    shown = whole(train(run, "--pairs", pairs, processes=now)).out
+    shown = completed(train(run, "--pairs", pairs, processes=now)).out
     assert f"continuing at step 4 of {STEPS}, on {now} processes instead of {before}\n" in shown
     assert_close(run, undisturbed[1])
 
@@ -163,7 +163,7 @@ def test_a_signal_to_all_its_processes_saves_the_step_and_ends_the_training(
     assert stopped.codes == [128 + number], stopped.err[-2000:]
     assert f"stopped by {number.name}: step 6 of {STEPS} is saved" in stopped.err
     assert checkpoints(tmp_path / "run") == [4, 6]
-    whole(train(*command))
+    completed(train(*command))
     assert_same(tmp_path / "run", undisturbed[1])
 
 
@@ -173,7 +173,7 @@ def test_a_signal_to_one_of_two_processes_ends_both(train, pairs, undisturbed, t
     assert ended.codes == [128 + signal.SIGUSR1] * 2
     last = checkpoints(tmp_path / "run")[-1]
     assert f"step {last} of {STEPS} is saved" in ended.err
-    whole(train(*command, processes=2))
+    completed(train(*command, processes=2))
     assert (tmp_path / "run" / WEIGHTS).read_bytes() == (undisturbed[2] / WEIGHTS).read_bytes()
 
 
@@ -214,7 +214,9 @@ def test_other_settings_are_refused_in_one_line_or_hold_from_the_next_step(train
     (earlier,) = record["earlier"]
     assert (record["config"]["learning_rate"], earlier["config"]["learning_rate"]) == (1e-4, 2e-3)
     assert earlier["until"] == "checkpoint-4"
-    whole(train(run, "--pairs", pairs, *slower[:-1]))  # no change any more, so no leave is needed
+    completed(
+        train(run, "--pairs", pairs, *slower[:-1])
+    )  # no change any more, so no leave is needed
 
 
 LONGER = ("--max_train_steps", STEPS + 2)
@@ -230,7 +232,7 @@ def test_a_finished_run_trains_for_longer_if_it_may(at, train, pairs, undisturbe
     if at:
         killed = train(*command, "--allow_config_change", at=at)  # as it writes the change
         assert killed.codes == [-signal.SIGKILL]
-    whole(train(*command, "--allow_config_change"))
+    completed(train(*command, "--allow_config_change"))
     assert json.loads((run / "finished.json").read_text())["steps"] == STEPS + 2
     assert [x["step"] for x in metrics(run) if "loss" in x] == list(range(1, STEPS + 3))
     assert (run / WEIGHTS).read_bytes() != (undisturbed[1] / WEIGHTS).read_bytes()
