@@ -1,0 +1,49 @@
+"""Files and folders appear complete under their name or not at all."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from data.files import delete_leftovers, hidden_path, new_file, new_folder, read_json
+from get.errors import InputError
+
+
+@pytest.mark.parametrize("new", [new_file, new_folder])
+def test_what_breaks_while_being_written_leaves_what_was_there(new, tmp_path):
+    def write(where: Path, text: str) -> None:
+        (where / "a" if where.is_dir() else where).write_text(text)
+
+    for before in ([], ["thing"]):
+        with suppress(KeyboardInterrupt), new(tmp_path / "thing") as path:
+            write(path, "torn")
+            raise KeyboardInterrupt
+        assert [p.name for p in tmp_path.iterdir()] == before
+        with new(tmp_path / "thing") as path:
+            write(path, "whole")
+            assert [p.name for p in tmp_path.iterdir() if p.name[0] != "."] == before
+    thing = tmp_path / "thing"
+    assert (thing / "a" if thing.is_dir() else thing).read_text() == "whole"
+
+
+@pytest.mark.parametrize("content", [b'{"torn": ', b"\xff\xfe", None])
+def test_unreadable_json_is_bad_input(content, tmp_path):
+    if content is not None:
+        (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"expected JSON in .*x\.json"):
+        read_json(tmp_path / "x.json")
+
+
+def test_leftovers_of_killed_writers_are_deleted_and_nothing_else(tmp_path):
+    for parent in (tmp_path, tmp_path / "folder"):
+        parent.mkdir(exist_ok=True)
+        hidden_path(parent / "x.json").write_text("{")
+        torn = hidden_path(parent / "checkpoint")
+        torn.mkdir()
+        hidden_path(torn / "state.json").write_text("{")
+        for kept in ("x.json", ".x.json", ".x.tmp", ".thesis.last.tmp"):
+            (parent / kept).touch()
+    delete_leftovers(tmp_path)
+    for parent in (tmp_path, tmp_path / "folder"):
+        names = {path.name for path in parent.iterdir()} - {"folder"}
+        assert names == {"x.json", ".x.json", ".x.tmp", ".thesis.last.tmp"}

@@ -1,0 +1,90 @@
+"""Settings that mean nothing are refused by name; seeds give every step draws of its own."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from get.errors import InputError
+from get.noise import step_seed
+from pipeline.recipes.settings_make import PairsConfig, SampleConfig, TrainingConfig
+from pipeline.recipes.settings_measure import EvaluateConfig
+from pipeline.recipes.settings_train import TrainConfig
+from pipeline.training.build import check_batch
+from pipeline.training.step import TrainingStep
+
+from .problems import tiny_get
+
+
+def test_every_seed_step_and_stream_has_draws_of_its_own():
+    large = 2**63
+    keys = [(s, k, w) for s in (0, 1, large, large + 1) for k in (0, 1, 2) for w in (0, 1, 8)]
+    seeds = [step_seed(*key) for key in keys]
+    assert len(set(seeds)) == len(keys)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert step_seed(0, 0) == 49592932  # golden: another value would change every training
+
+
+PATHS = {name: Path("x") for name in ("output_dir", "pairs", "teacher", "model", "feature_network")}
+
+
+def make(kind: type, **changes):
+    names = kind.__dataclass_fields__
+    needed = {
+        "num_pairs": 64,
+        "pairs_per_shard": 64,
+        "holdout_shards": 1,
+        "runs": (),
+        "real_images": "",
+    }
+    given = {k: v for k, v in {**PATHS, **needed}.items() if k in names}
+    given.pop("model", None) if kind is TrainConfig else None
+    return kind(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (TrainingConfig, {"max_train_steps": 0}),
+        (TrainingConfig, {"learning_rate": -1.0}),
+        (TrainingConfig, {"checkpointing_steps": 0}),
+        (TrainingConfig, {"ema_decay": 1.0}),
+        (TrainingConfig, {"seed": -1}),
+        (TrainConfig, {"global_batch_size": 0}),
+        (TrainConfig, {"streams": 0}),
+        (TrainConfig, {"validation_steps": 0}),
+        (TrainConfig, {"gradient_accumulation_steps": 0}),
+        (PairsConfig, {"num_pairs": 65}),
+        (PairsConfig, {"teacher_batch_size": 0}),
+        (SampleConfig, {"num_images": 0}),
+        (SampleConfig, {"iterations": 0}),
+        (EvaluateConfig, {"batch_size": 0}),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_by_name(kind, changes):
+    make(kind)
+    (name, value), *_ = changes.items()
+    with pytest.raises(InputError, match=f"expected {name} .*got {value}"):
+        make(kind, **changes)
+
+
+def test_the_global_batch_is_divided_or_the_error_shows_the_product():
+    config = make(TrainConfig, global_batch_size=128, gradient_accumulation_steps=2)
+    check_batch(config, processes=4)
+    check_batch(replace(config, train_batch_size=16), processes=4)
+    with pytest.raises(InputError, match="128 = train_batch_size x 3 processes x 2 micro-steps"):
+        check_batch(config, processes=3)
+    with pytest.raises(InputError, match="got train_batch_size 32"):
+        check_batch(replace(config, train_batch_size=32), processes=4)
+
+
+def test_the_jacobian_penalty_is_applied_with_its_probability(tmp_path):
+    def weights(**changes: float) -> list[float]:
+        config = TrainConfig(output_dir=tmp_path, pairs=tmp_path, **changes)
+        step = TrainingStep(config, tiny_get())
+        return [step.penalty_weight(number) for number in range(2000)]
+
+    assert set(weights()) == {0.0}
+    applied = weights(jacobian_weight=2.0, jacobian_probability=0.3)
+    assert set(applied) == {0.0, 2.0}
+    assert 0.26 < sum(w > 0 for w in applied) / 2000 < 0.34
