@@ -1,7 +1,7 @@
 """Writes checkpoints as NVlabs' EDM does: persistent objects that carry their source.
 
 The modules that such a pickle names exist only while one is written. Importing `pkl` and
-`_nothing_was_executed` gives a test module the place of a pickle and a guard of every test.
+`_nothing_was_executed` gives a test module the path of a pickle and a check after every test.
 """
 
 import os

@@ -156,7 +156,7 @@ def test_noise_levels_are_those_of_the_recorded_range(tmp_path: Path) -> None:
 
 def test_the_fingerprint_tells_weights_settings_and_steps_apart(tmp_path: Path) -> None:
     folder = save_kind(tmp_path / "a")
-    found = [
+    fingerprints = [
         open_checkpoint(folder, FEW, "cpu").fingerprint,
         open_checkpoint(folder, Sampler(steps=4), "cpu").fingerprint,
         open_checkpoint(save_kind(tmp_path / "b", sigma_data=0.6), FEW, "cpu").fingerprint,
@@ -164,9 +164,9 @@ def test_the_fingerprint_tells_weights_settings_and_steps_apart(tmp_path: Path) 
     weights = load_file(folder / "model.safetensors")
     weights["model.enc.8x8_conv.bias"][0] += 1e-6
     save_file(weights, folder / "model.safetensors")
-    found.append(open_checkpoint(folder, FEW, "cpu").fingerprint)
-    assert len(set(found)) == 4
-    assert {len(f) for f in found} == {64}
+    fingerprints.append(open_checkpoint(folder, FEW, "cpu").fingerprint)
+    assert len(set(fingerprints)) == 4
+    assert {len(fingerprint) for fingerprint in fingerprints} == {64}
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,12 @@ def test_a_checkpoint_is_read_whole(pkl: Path, kind: str, protocol: int) -> None
     denoiser = denoiser_of(wrapper, arguments)
     write(pkl, lambda: snapshot(wrapped(denoiser, wrapper, arguments)), protocol)
     assert b"executed" in pkl.read_bytes()  # the trap is there
-    found = read_pickle(pkl)
-    assert (found.wrapper, found.arguments) == (wrapper, arguments)
+    checkpoint = read_pickle(pkl)
+    assert (checkpoint.wrapper, checkpoint.arguments) == (wrapper, arguments)
     expected = denoiser.state_dict()
-    assert list(found.state) == list(expected)
-    assert all(torch.equal(found.state[name], expected[name]) for name in expected)
-    ours = Denoiser(*build(found))
+    assert list(checkpoint.state) == list(expected)
+    assert all(torch.equal(checkpoint.state[name], expected[name]) for name in expected)
+    ours = Denoiser(*build(checkpoint))
     assert asdict(ours.model.config) == asdict(denoiser.model.config)
     x, sigma = torch.randn(2, 3, 8, 8), torch.tensor(0.7)
     assert torch.equal(ours(x, sigma, None), denoiser(x, sigma, None))
@@ -86,15 +86,15 @@ def views(*arguments: object) -> Callable[[], object]:
 
 
 def test_offsets_and_strides_are_honoured(pkl: Path) -> None:
-    found = read_pickle(write(pkl, views(1, (2, 3), (1, 4))))
-    assert found.state["view"].tolist() == [[1, 5, 9], [2, 6, 10]]
+    checkpoint = read_pickle(write(pkl, views(1, (2, 3), (1, 4))))
+    assert checkpoint.state["view"].tolist() == [[1, 5, 9], [2, 6, 10]]
 
 
 VIEWS = {
     "beyond the end": (1, (12,), (1,)),
     "an offset before the start": (-1, (2,), (1,)),
     "a stride backwards": (11, (12,), (-1,)),
-    "a stride backwards beside one forwards": (0, (2, 3), (-1, 2)),
+    "a stride backwards and one forwards": (0, (2, 3), (-1, 2)),
     "a stride beyond": (0, (2,), (12,)),
     "repeated without end": (0, (10**12,), (0,)),
     "a huge product": (0, (2**40, 2**40), (0, 0)),
@@ -130,7 +130,7 @@ def twice() -> object:
 
 
 def described(**changes: object) -> Callable[[], object]:
-    """Return a tiny checkpoint whose wrapper says something else of itself."""
+    """Return a tiny checkpoint whose wrapper describes itself otherwise."""
 
     def content() -> object:
         ema = Persistent("EDMPrecond", instance(torch.nn.Module()))

@@ -21,7 +21,7 @@ from .edm_files import pkl as pkl
 
 PLACES: dict[str, Callable[[Any], object]] = {
     "alone": lambda trap: trap,
-    "beside ema": lambda trap: {**tiny(), "loss_fn": trap},
+    "next to ema": lambda trap: {**tiny(), "loss_fn": trap},
     "as ema": lambda trap: {"ema": trap},
     "in ema": lambda trap: tiny(training=trap),
     "as an argument": lambda trap: tiny(_init_kwargs={"img_channels": trap}),
@@ -128,17 +128,17 @@ def test_a_missing_file_an_empty_one_and_a_folder_are_refused(pkl: Path) -> None
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_a_cut_file_says_so(pkl: Path, protocol: int) -> None:
-    whole = dumps(tiny, protocol)
-    for end in (*range(1, 99), *range(99, len(whole), 41), len(whole) - 1):
-        pkl.write_bytes(whole[:end])
+    original = dumps(tiny, protocol)
+    for end in (*range(1, 99), *range(99, len(original), 41), len(original) - 1):
+        pkl.write_bytes(original[:end])
         assert f"cut short after {end} bytes" in refusal(pkl)
 
 
 def test_a_changed_byte_is_read_or_refused_but_never_fails_otherwise(pkl: Path) -> None:
-    whole, chance = dumps(tiny), random.Random(0)
+    original, chance = dumps(tiny), random.Random(0)
     refused = 0
     for _ in range(600):
-        data = bytearray(whole)
+        data = bytearray(original)
         for _ in range(chance.choice([1, 1, 4])):
             data[chance.randrange(len(data))] = chance.randrange(256)
         pkl.write_bytes(data)
@@ -184,10 +184,10 @@ STORAGES: dict[str, Callable[[bytes], bytes]] = {
 def test_a_storage_that_is_not_whole_or_asks_for_anything_is_refused(
     pkl: Path, change: Callable[[bytes], bytes]
 ) -> None:
-    whole = write(pkl, storage(lambda data: data)).read_bytes()
+    original = write(pkl, storage(lambda data: data)).read_bytes()
     assert read_pickle(pkl).state["x"].tolist() == [0, 1, 2, 3]
     write(pkl, storage(change))
-    assert pkl.read_bytes() != whole
+    assert pkl.read_bytes() != original
     refusal(pkl)
 
 

@@ -123,9 +123,9 @@ def test_the_network_that_knows_the_one_image_makes_it(scheduler: Any) -> None:
         type(scheduler).__name__, saved(scheduler), Sampler(steps=steps), "the teacher"
     )
     made = ode(knows_the_image(image, scheduler), noise)
-    # Some end at DDPM's lowest level, where a hundredth, sqrt(1e-4), of the noise is left.
-    left = 0.0102 * float(noise.abs().max())
-    torch.testing.assert_close(made, image.expand(2, -1, -1, -1), rtol=0, atol=left)
+    # Some end at DDPM's lowest level, where a hundredth, sqrt(1e-4), of the noise remains.
+    tolerance = 0.0102 * float(noise.abs().max())
+    torch.testing.assert_close(made, image.expand(2, -1, -1, -1), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver++", "heun", "euler"])

@@ -99,10 +99,10 @@ def _parts(folder: Path) -> dict[str, str]:
     networks = [part for part in parts.items() if part in NETWORKS]
     others = {k: v for k, v in parts.items() if k != "scheduler" and (k, v) not in NETWORKS}
     if len(networks) != 1 or others not in ({}, {"vae": "AutoencoderKL"}):
-        found = ", ".join(f"{k} {v}" for k, v in parts.items()) or "nothing"
+        listed = ", ".join(f"{k} {v}" for k, v in parts.items()) or "nothing"
         raise InputError(
             f"expected one UNet2DModel or DiTTransformer2DModel in {folder}, a scheduler and at "
-            f"most an AutoencoderKL besides, got {found}; such teachers are not supported"
+            f"most an AutoencoderKL besides, got {listed}; such teachers are not supported"
         )
     return parts
 
