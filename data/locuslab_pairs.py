@@ -1,23 +1,28 @@
-"""Pairs in the layout of locuslab/get: `latent/*.pkl` and `image/*.pkl`, read file by file.
+"""Pairs in the layout of locuslab/get, `latent/*.pkl` and `image/*.pkl`, to a data set of ours.
 
-Files of one name belong together. An image file is one tensor of the sampler's raw output. A
-latent file is one tensor of unit normal noise, or in a conditional data set a list of noise and
-one-hot labels. `pipeline/convert.py get_pairs` makes a data set in our contract of them.
+Files of one name belong together. An image file is one tensor, the sampler's raw output. A latent
+file is one tensor of unit normal noise, or in a conditional data set a list of noise and one-hot
+labels. `pipeline/convert.py get_pairs` is the command.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from data.manifest import ImageFormat, Manifest, open_data_set
 from data.pairs import Pairs
 from data.torch_file import StoredTensor, open_torch_file
+from data.writer import write_given
 from get.errors import InputError
 
 BRIGHTEST = 10.0  # images in [-1, 1] overshoot a little; those in 0 to 255 are another layout
+Layout = tuple[tuple[int, ...], int | None]
+"""Shape of an image (channels, height, width) and number of classes."""
 
 
 class PairFile(NamedTuple):
@@ -36,7 +41,7 @@ class PairFile(NamedTuple):
 
 
 def find_files(folder: Path) -> list[PairFile]:
-    """Return the files of a data set in the order of the reference: by the number in the name.
+    """Return the files of a data set in the order of locuslab/get: by the number in the name.
 
     Raises:
         InputError: If there are none, a name has no number, or one is in one sub-folder only.
@@ -130,25 +135,105 @@ def _labels(rows: Tensor, count: int, file: PairFile) -> Tensor:
     )
 
 
-def in_sizes_of(size: int, pieces: Iterable[Pairs]) -> Iterator[Pairs]:
+def convert(
+    files: list[PairFile],
+    folder: Path,
+    *,
+    image_format: ImageFormat,
+    pairs_per_shard: int,
+    pack: int,
+    progress: Callable[[], object],
+) -> tuple[int, int]:
+    """Write the pairs of old files in complete shards, one old file in memory at a time.
+
+    The manifest has the hash of the old files in place of a teacher: nobody can make these pairs
+    again, and `verify_pairs --deep` says so. Sampler, evaluations and batch are those of
+    locuslab/get. Its noise is that of no seed; with 0, evaluation has one for the random start of
+    a GET.
+
+    Args:
+        files: From `find_files`.
+        folder: An empty folder.
+        image_format: Encoding of the images.
+        pairs_per_shard: Pairs per shard.
+        pack: Pairs per member of a tar.
+        progress: Called after every old file.
+
+    Returns:
+        The number of shards, and of the pairs at the end that do not fill one.
+
+    Raises:
+        InputError: If a file cannot be read or there are other images in it than in those before.
+    """
+    digest, layouts = hashlib.sha256(), list[Layout]()
+    manifest: Manifest | None = None
+    shards = rest = 0
+    for pairs in _in_sizes_of(pairs_per_shard, _read_files(files, digest, layouts, progress)):
+        (channels, height, width), num_classes = layouts[0]
+        manifest = manifest or Manifest(
+            teacher="",  # known once all files are read
+            sampler={"steps": 18},
+            evaluations=35,
+            seed=0,
+            teacher_batch_size=250,
+            image_shape=(channels, height, width),
+            num_classes=num_classes,
+            image_format=image_format,
+            pairs_per_shard=pairs_per_shard,
+            pack=pack,
+        )
+        if len(pairs) == pairs_per_shard:
+            write_given(folder, shards, manifest, pairs)
+            shards += 1
+        else:
+            rest = len(pairs)
+        del pairs  # it may be a view of an old file, which must go before the next one is read
+    if manifest is not None and shards:
+        open_data_set(folder, replace(manifest, teacher=digest.hexdigest()))
+    return shards, rest
+
+
+def _read_files(
+    files: list[PairFile],
+    digest: "hashlib._Hash",
+    layouts: list[Layout],
+    progress: Callable[[], object],
+) -> Iterator[Pairs]:
+    """Yield the pairs of every file; add to the hash, and to the layouts, which must be equal."""
+    for file in files:
+        digest.update(file.digest())
+        pairs, num_classes = read_pairs(file)
+        layouts.append((tuple(pairs.noise.shape[1:]), num_classes))
+        first, this = layouts[0], layouts[-1]
+        if this != first:
+            raise InputError(
+                f"expected images of {first[0]} and classes {first[1]} in {file.latent} as in the "
+                f"files before, got {this[0]} and {this[1]}; keep data sets apart"
+            )
+        yield pairs
+        del pairs  # before the next one is read
+        progress()
+
+
+def _in_sizes_of(size: int, pieces: Iterable[Pairs]) -> Iterator[Pairs]:
     """Yield pairs in order, `size` at a time; the last may be fewer.
 
-    No more than one piece and `size` pairs are kept, if the pieces are made when asked for.
+    Not more than one piece and `size` pairs are in memory, if pieces are made when asked for.
     """
-    left: Pairs | None = None
+    rest: Pairs | None = None
     for piece in pieces:
         at, end = 0, len(piece)
-        if left is not None:
-            at = min(size - len(left), end)
-            left = Pairs.cat([left, piece.take(slice(at))])
-            if len(left) == size:
-                yield left
-                left = None
+        if rest is not None:
+            at = min(size - len(rest), end)
+            rest = Pairs.cat([rest, piece.take(slice(at))])
+            if len(rest) == size:
+                yield rest
+                rest = None
         while at + size <= end:
             yield piece.take(slice(at, at + size))
             at += size
-        if at < end:  # then nothing is left from before
-            left = piece.take(torch.arange(at, end))  # a copy: a slice would keep the whole piece
+        if at < end:  # then there is no rest of earlier pieces
+            rest = piece.take(torch.arange(at, end))  # a copy: a slice would keep the whole piece
         del piece  # before the next one is read
-    if left is not None:
-        yield left
+    if rest is not None:
+        yield rest

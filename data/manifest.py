@@ -58,6 +58,14 @@ class Manifest:
     execution: dict[str, Any] = field(default_factory=dict)
     vae: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse images that PNG cannot store."""
+        if self.image_format == "png" and self.image_shape[0] not in (1, 3):
+            raise InputError(
+                f"expected 1 or 3 channels for image_format png, got {self.image_shape[0]}; "
+                "choose npy or npy32"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:

@@ -120,11 +120,6 @@ def describe(
     Raises:
         InputError: If the images cannot be stored in that format.
     """
-    if image_format == "png" and teacher.image_shape[0] not in (1, 3):
-        raise InputError(
-            f"expected 1 or 3 channels for image_format png, got {teacher.image_shape[0]}; "
-            "choose npy or npy32"
-        )
     return Manifest(
         teacher=teacher.fingerprint,
         sampler=teacher.sampler.settings(),

@@ -5,7 +5,7 @@
     optimizer.safetensors   AdamW: `<index>.<name>`; step, exp_avg, exp_avg_sq of each parameter
     muon.safetensors        Muon, where it is used: `<index>.mean`
 
-checkpoints.py keeps all this in `state/` of a checkpoint, and convert_get.py next to an imported
+checkpoints.py keeps all this in `state/` of a checkpoint, and convert.py next to an imported
 model (the moments if the import has them). `start_from` begins a new run with either.
 """
 
