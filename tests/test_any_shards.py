@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from get.errors import InputError
 from pipeline.recipes import RECIPES
 from pipeline.training.build import build_order
 
-from .processes import At, Script, whole
+from .processes import At, Script, completed
 from .runs import assert_same, checkpoints, metrics
 from .shards import PAIRS, write_pairs
 
@@ -32,10 +33,10 @@ def test_five_shards_train_and_resume_with_the_same_bits(
     train: Script, pairs: Path, tmp_path: Path
 ) -> None:
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
-    whole(train(undisturbed, "--pairs", pairs, *CHOSEN))
+    completed(train(undisturbed, "--pairs", pairs, *CHOSEN))
     train(run, "--pairs", pairs, *CHOSEN, at=At("get.step", "7"))
     assert checkpoints(run) == [4]
-    whole(train(run, "--pairs", pairs, *CHOSEN))
+    completed(train(run, "--pairs", pairs, *CHOSEN))
     assert recorded(run) == recorded(undisturbed) == 4
     assert_same(run, undisturbed)
 
@@ -45,7 +46,7 @@ def test_a_run_keeps_its_streams_on_another_number_of_processes(
 ) -> None:
     alone, run = tmp_path / "alone", tmp_path / "run"
     command = run, "--pairs", pairs, "--global_batch_size", 20, *CHOSEN
-    whole(train(alone, *command[1:]))
+    completed(train(alone, *command[1:]))
     train(*command, at=At("get.step", "7"))
     assert recorded(run) == 5
     refused = train(*command, processes=2)  # alone they would have chosen 4
@@ -53,7 +54,7 @@ def test_a_run_keeps_its_streams_on_another_number_of_processes(
     assert "to divide 5 streams, got 2 x 1; choose numbers whose product is one of 1, 5" in (
         refused.err
     )
-    whole(train(*command, processes=5))
+    completed(train(*command, processes=5))
     assert recorded(run) == 5
     losses = ([line["loss"] for line in metrics(path) if "loss" in line] for path in (run, alone))
     assert next(losses) == pytest.approx(next(losses), rel=1e-3)
@@ -61,7 +62,7 @@ def test_a_run_keeps_its_streams_on_another_number_of_processes(
 
 def test_the_readmes_102_shards_with_5_held_out_train(train: Script, tmp_path: Path) -> None:
     pairs, run = write_pairs(tmp_path / "pairs", 102, "png"), tmp_path / "run"
-    result = whole(train(run, "--pairs", pairs, "--holdout_shards", 5, *CHOSEN))
+    result = completed(train(run, "--pairs", pairs, "--holdout_shards", 5, *CHOSEN))
     assert f"pairs: {97 * PAIRS} of" in result.out
     assert recorded(run) == 8
 
@@ -69,7 +70,7 @@ def test_the_readmes_102_shards_with_5_held_out_train(train: Script, tmp_path: P
 def test_more_processes_and_workers_than_shards_train(train: Script, tmp_path: Path) -> None:
     pairs, run = write_pairs(tmp_path / "pairs", 2), tmp_path / "run"
     command = run, "--pairs", pairs, "--dataloader_num_workers", 2, *CHOSEN
-    whole(train(*command, processes=2))
+    completed(train(*command, processes=2))
     assert recorded(run) == 4
 
 
@@ -85,7 +86,7 @@ def test_more_processes_and_workers_than_shards_train(train: Script, tmp_path: P
     ],
 )
 def test_an_explicit_number_comes_first_then_the_recorded_one(
-    settings: dict[str, int], written: dict[str, int] | None, streams: int, tmp_path: Path
+    settings: dict[str, Any], written: dict[str, int] | None, streams: int, tmp_path: Path
 ) -> None:
     if written is not None:
         (tmp_path / "run.json").write_text(json.dumps({"config": written}))
@@ -102,7 +103,7 @@ def test_an_explicit_number_comes_first_then_the_recorded_one(
     ],
 )
 def test_numbers_that_do_not_fit_are_refused_with_those_that_do(
-    settings: dict[str, int], shown: str, tmp_path: Path
+    settings: dict[str, Any], shown: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=shown):
         build_order(replace(SMOKE, output_dir=tmp_path, **settings), "here", 5, PAIRS, processes=1)
