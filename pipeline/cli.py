@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from get.errors import InputError
 from pipeline.recipes import RECIPES, Recipe
-from pipeline.recipes.recipe import load
+from pipeline.recipes.own import load
 
 Config = TypeVar("Config")
 

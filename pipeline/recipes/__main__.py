@@ -11,7 +11,8 @@ from pathlib import Path
 from data import SHIPPED
 from get.errors import InputError
 from pipeline.recipes import RECIPES
-from pipeline.recipes.recipe import Recipe, evaluations, load
+from pipeline.recipes.own import load
+from pipeline.recipes.recipe import Recipe, evaluations
 
 
 def stages(recipe: Recipe) -> str:

@@ -73,11 +73,11 @@ class ReportConfig:
     Attributes:
         recipe: Name of the recipe, for titles and marks.
         evaluation: Folder of what evaluate.py wrote; report.md and comparison.png go there too.
-        readme: A Markdown file whose table between the marks of this recipe is renewed.
-        benchmarks: Folder of what benchmark.py wrote; its tables in `readme` are renewed too.
+        documents: Markdown files; the table between this recipe's marks is renewed in them.
+        benchmarks: Folder of what benchmark.py wrote; the tables of benchmarks are renewed too.
     """
 
     recipe: str
     evaluation: Path
-    readme: Path | None = None
+    documents: tuple[Path, ...] = ()
     benchmarks: Path | None = None
