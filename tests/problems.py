@@ -46,6 +46,17 @@ def normal(count: int, channels: int = 3, seed: int = 1) -> Tensor:
     return torch.randn(count, channels, 8, 8, generator=seeded(seed))
 
 
+def contraction(dimension: int, norm: float, seed: int = 0) -> Tensor:
+    """Return a random matrix of this spectral norm."""
+    a = torch.randn(dimension, dimension, generator=seeded(seed)).double()
+    return norm * a / torch.linalg.matrix_norm(a, 2)
+
+
+def tanh_layer(z: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    """Return the layer tanh(w z + x), whose iteration contracts where w does."""
+    return torch.tanh(z @ w.T + x)
+
+
 class Softsign(Teacher):
     """A teacher in closed form: (x + label) / (1 + |x + label|), the same bits in any batch."""
 

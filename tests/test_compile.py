@@ -1,32 +1,33 @@
 """Compiled blocks: the same losses, gradients and key names as without."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
+from get.equilibrium import Implicit, Phantom, Unrolled, fixed_point
 from get.errors import InputError
 from pipeline.recipes.settings_train import TrainConfig
-from pipeline.training.build import compile_blocks
 
-from .problems import tiny_get, tiny_vit
+from .problems import contraction, tanh_layer, tiny_get, tiny_vit
 
 # A process of its own: the type checks that tests switch on cannot be traced.
 STEP = """
 import sys, torch
 from get.losses import IterateLoss
-from pipeline.training.build import compile_blocks
 from tests.problems import normal, tiny_get
 
-students, target, found = (tiny_get(), tiny_get()), normal(4, seed=2), []
-compile_blocks(students[1])
+students, target, results = (tiny_get(), tiny_get()), normal(4, seed=2), []
+students[1].compile_repeated_blocks()
 for student in students:
     if sys.argv[1] == "checkpointed":
         student.enable_gradient_checkpointing()
     loss = IterateLoss(student)(normal(4), None, target).total(0.5)
     loss.backward()
-    found.append([loss, *(p.grad for p in student.parameters() if p.requires_grad)])
-for eager, compiled in zip(*found, strict=True):
+    results.append([loss, *(p.grad for p in student.parameters() if p.requires_grad)])
+for eager, compiled in zip(*results, strict=True):
     torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
 """
 
@@ -35,7 +36,7 @@ for eager, compiled in zip(*found, strict=True):
 def test_compiled_weights_keep_their_names(build):
     student = build()
     names = list(student.state_dict())
-    compile_blocks(student)
+    student.compile_repeated_blocks()
     assert list(student.state_dict()) == names
 
 
@@ -51,3 +52,35 @@ def test_a_compiled_step_has_the_losses_and_gradients_of_an_eager_one(memory):
 def test_the_jacobian_penalty_is_refused_with_compiled_blocks(tmp_path):
     with pytest.raises(InputError, match="cannot be differentiated twice"):
         TrainConfig(output_dir=tmp_path, pairs=tmp_path, compile=True, jacobian_weight=1.0)
+
+
+COMPILERS = [
+    "aot_eager",
+    pytest.param(
+        "inductor",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler"),
+            # dynamo's and inductor's own look-ups
+            pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+        ],
+    ),
+]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own look-up
+@pytest.mark.parametrize(
+    "gradient", [Unrolled(), Implicit(tol=1e-13, max_steps=400), Phantom()], ids=str
+)
+@pytest.mark.parametrize("backend", COMPILERS)
+def test_a_compiled_block_works_with_every_gradient(gradient, backend):
+    with torch._dynamo.config.patch(suppress_errors=False):
+        compiled = torch.compile(tanh_layer, backend=backend, dynamic=True)
+        x, w = torch.ones(2, 6).double(), contraction(6, 0.8).requires_grad_()
+        gradients = []
+        for f in (tanh_layer, compiled):
+            z = fixed_point(
+                lambda z, x, f=f: f(z, x, w), x, inputs=(x,), gradient=gradient, max_steps=9
+            ).z
+            gradients.append(torch.autograd.grad(z.sum(), w)[0])
+    torch.testing.assert_close(*gradients)

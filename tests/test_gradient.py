@@ -1,7 +1,5 @@
 """Gradients of a solve: three routes, one answer, in float64."""
 
-import shutil
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,9 +16,9 @@ from get.equilibrium import (
     Solution,
     Unrolled,
     fixed_point,
-    jacobian_penalty,
-    spectral_radius,
 )
+
+from .problems import contraction, seeded, tanh_layer
 
 EXACT = [
     Unrolled(),
@@ -29,19 +27,6 @@ EXACT = [
     Implicit(tol=1e-13, max_steps=400, solver=Anderson()),
     Implicit(tol=1e-13, max_steps=400, solver=Broyden()),
 ]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def weights(dimension: int = 6, norm: float = 0.8) -> Tensor:
-    w = torch.randn(dimension, dimension, generator=seeded()).double()
-    return norm * w / torch.linalg.matrix_norm(w, 2)
-
-
-def layer(z: Tensor, x: Tensor, w: Tensor) -> Tensor:
-    return torch.tanh(z @ w.T + x)
 
 
 def solve(
@@ -54,7 +39,7 @@ def solve(
     select: Select = "last",
 ) -> Solution:
     return fixed_point(
-        lambda z, x: layer(z, x, w),
+        lambda z, x: tanh_layer(z, x, w),
         torch.zeros_like(x),
         inputs=(x,),
         gradient=gradient,
@@ -66,7 +51,7 @@ def solve(
 
 def gradients(gradient: Gradient, scale: float = 1.0) -> list[Tensor]:
     """Return the gradients of a cubic loss with respect to injection and closed-over weights."""
-    w = weights().requires_grad_()
+    w = contraction(6, 0.8).requires_grad_()
     x = torch.randn(3, 6, generator=seeded(1)).double().requires_grad_()
     loss = scale * (solve(gradient, x, w).z ** 3).sum()
     return list(torch.autograd.grad(loss, (x, w)))
@@ -74,9 +59,9 @@ def gradients(gradient: Gradient, scale: float = 1.0) -> list[Tensor]:
 
 def dense() -> list[Tensor]:
     """Return the same gradients from explicit Jacobians and (I - J)^-1."""
-    w, x = weights(), torch.randn(3, 6, generator=seeded(1)).double()
+    w, x = contraction(6, 0.8), torch.randn(3, 6, generator=seeded(1)).double()
     z = solve(Unrolled(), x, w).z
-    slope = 1 - layer(z, x, w) ** 2
+    slope = 1 - tanh_layer(z, x, w) ** 2
     by_x, by_w = torch.zeros_like(x), torch.zeros_like(w)
     for i in range(3):
         jacobian = slope[i][:, None] * w
@@ -93,7 +78,7 @@ def test_exact_gradients_equal_the_dense_formula(gradient):
 
 @pytest.mark.parametrize("gradient", EXACT, ids=str)
 def test_exact_gradients_pass_gradcheck(gradient):
-    w = weights(3, 0.5).requires_grad_()
+    w = contraction(3, 0.5).requires_grad_()
     x = torch.randn(2, 3, generator=seeded(1)).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x, w: solve(gradient, x, w).z, (x, w))
 
@@ -129,7 +114,7 @@ def test_the_scale_of_the_loss_scales_the_implicit_gradient_and_nothing_else(sca
 
 
 def test_the_backward_solve_reports_what_became_of_it():
-    w = weights().requires_grad_()
+    w = contraction(6, 0.8).requires_grad_()
     x = torch.randn(3, 6, generator=seeded(1)).double()
     for steps, outcome in ((200, Outcome.CONVERGED), (2, Outcome.MAX_STEPS)):
         solution = solve(Implicit(max_steps=steps, tol=1e-10), x, w)
@@ -140,7 +125,7 @@ def test_the_backward_solve_reports_what_became_of_it():
 
 
 def test_two_implicit_solves_in_one_graph_do_not_disturb_each_other():
-    w = weights().requires_grad_()
+    w = contraction(6, 0.8).requires_grad_()
     x = torch.randn(3, 6, generator=seeded(1)).double().requires_grad_()
 
     def twice(mode):
@@ -153,10 +138,10 @@ def test_two_implicit_solves_in_one_graph_do_not_disturb_each_other():
 
 @pytest.mark.parametrize("gradient", [EXACT[2], Phantom()], ids=str)
 def test_without_gradients_the_measured_state_is_returned(gradient):
-    x, w = torch.ones(2, 6).double(), weights().requires_grad_()
+    x, w = torch.ones(2, 6).double(), contraction(6, 0.8).requires_grad_()
     with torch.no_grad():
         solution = solve(gradient, x, w, select="best", tol=1e-6)
-    image = layer(solution.z, x, w)
+    image = tanh_layer(solution.z, x, w)
     true = (image - solution.z).norm(dim=1) / image.norm(dim=1)
     torch.testing.assert_close(solution.residual, true)
     assert not solution.z.requires_grad
@@ -166,10 +151,10 @@ def test_training_and_evaluation_mode_differentiate_alike():
     class Map(nn.Module):
         def __init__(self):
             super().__init__()
-            self.w = nn.Parameter(weights())
+            self.w = nn.Parameter(contraction(6, 0.8))
 
         def forward(self, z, x):
-            return layer(z, x, self.w)
+            return tanh_layer(z, x, self.w)
 
     module, x = Map(), torch.ones(2, 6).double()
     found = []
@@ -180,7 +165,7 @@ def test_training_and_evaluation_mode_differentiate_alike():
 
 
 def test_differentiating_an_implicit_gradient_again_is_refused():
-    w = weights().requires_grad_()
+    w = contraction(6, 0.8).requires_grad_()
     z = solve(Implicit(), torch.ones(2, 6).double(), w).z
     with pytest.raises(
         RuntimeError, match="expected an Implicit gradient to be differentiated once"
@@ -190,17 +175,17 @@ def test_differentiating_an_implicit_gradient_again_is_refused():
 
 @pytest.mark.parametrize("gradient", [EXACT[2], Phantom(steps=40, damping=1.0)], ids=str)
 def test_under_autocast_the_gradient_is_that_of_the_map_in_lower_precision(gradient):
-    x, w = torch.ones(2, 6), weights().float().requires_grad_()
+    x, w = torch.ones(2, 6), contraction(6, 0.8).float().requires_grad_()
 
     def lower(z: Tensor, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return layer(z, x, w).float()
+            return tanh_layer(z, x, w).float()
 
     def run(f, scale: float = 1.0) -> Tensor:
         z = fixed_point(f, torch.zeros(2, 6), inputs=(x,), gradient=gradient, max_steps=60).z
         return torch.autograd.grad(scale * z.sum(), w)[0] / scale
 
-    exact = run(lambda z, x: layer(z, x, w))
+    exact = run(lambda z, x: tanh_layer(z, x, w))
     assert not torch.equal(run(lower), exact)
     torch.testing.assert_close(run(lower), exact, rtol=0.05, atol=0.02)
     torch.testing.assert_close(run(lower, 2.0**-20), run(lower), rtol=1e-3, atol=1e-5)
@@ -217,36 +202,7 @@ def test_unrolled_gradients_can_be_differentiated_again():
         z = solve(Unrolled(), x, w, max_steps=30, tol=0.0).z
         return torch.autograd.grad(z.sum(), w, create_graph=True)[0]
 
-    assert torch.autograd.gradcheck(by_w, (weights(2, 0.5).requires_grad_(),))
-
-
-COMPILERS = [
-    "aot_eager",
-    pytest.param(
-        "inductor",
-        marks=[
-            pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler"),
-            # dynamo's and inductor's own look-ups
-            pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-        ],
-    ),
-]
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own look-up
-@pytest.mark.parametrize("gradient", [Unrolled(), EXACT[2], Phantom()], ids=str)
-@pytest.mark.parametrize("backend", COMPILERS)
-def test_a_compiled_block_works_with_every_gradient(gradient, backend):
-    with torch._dynamo.config.patch(suppress_errors=False):
-        compiled = torch.compile(layer, backend=backend, dynamic=True)
-        x, w = torch.ones(2, 6).double(), weights().requires_grad_()
-        found = []
-        for f in (layer, compiled):
-            z = fixed_point(
-                lambda z, x, f=f: f(z, x, w), x, inputs=(x,), gradient=gradient, max_steps=9
-            ).z
-            found.append(torch.autograd.grad(z.sum(), w)[0])
-    torch.testing.assert_close(*found)
+    assert torch.autograd.gradcheck(by_w, (contraction(2, 0.5).requires_grad_(),))
 
 
 @pytest.mark.parametrize("gradient", [*EXACT, Phantom()], ids=str)
@@ -260,59 +216,8 @@ def test_only_implicit_gradients_keep_memory_flat_in_the_iterations(gradient):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            w = weights().requires_grad_()
+            w = contraction(6, 0.8).requires_grad_()
             solve(gradient, torch.ones(2, 6).double(), w, max_steps=steps, tol=0.0)
         return total
 
     assert (kept(40) > 3 * kept(4)) == isinstance(gradient, Unrolled)
-
-
-def test_the_penalty_estimates_the_squared_frobenius_norm_per_dimension():
-    w = weights(5)
-    z = torch.randn(3, 5, generator=seeded(2)).double()
-
-    def f(z, x):
-        return layer(z, x, w)
-
-    x = torch.zeros_like(z)
-    penalty = jacobian_penalty(f, z, inputs=(x,), draws=20000, generator=seeded(3))
-    slope = 1 - f(z, x) ** 2
-    exact = torch.stack([(s[:, None] * w).square().sum() / 5 for s in slope])
-    torch.testing.assert_close(penalty, exact, rtol=0.05, atol=0)
-
-
-def test_the_penalty_reaches_parameters_and_injections_but_not_the_state():
-    w = weights(5).requires_grad_()
-    z = torch.randn(3, 5, generator=seeded(2)).double().requires_grad_()
-    x = torch.zeros(3, 5).double().requires_grad_()
-    penalty = jacobian_penalty(
-        lambda z, x: layer(z, x, w), z, inputs=(x,), generator=seeded(3)
-    ).mean()
-    by_w, by_x, by_z = torch.autograd.grad(penalty, (w, x, z), allow_unused=True)
-    assert by_w.abs().sum() > 0
-    assert by_x.abs().sum() > 0
-    assert by_z is None
-    with pytest.raises(ValueError, match="at least 1 draw"):
-        jacobian_penalty(lambda z: z, z, draws=0)
-
-
-@pytest.mark.parametrize("radius", [0.3, 0.9, 1.7])
-def test_the_spectral_radius_of_a_rotation_is_its_scale(radius):
-    angle = torch.tensor(0.7).double()
-    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(2, 2)
-    z = torch.randn(4, 2, generator=seeded()).double()
-    found = spectral_radius(lambda z: radius * z @ rotation.T, z, generator=seeded(1))
-    torch.testing.assert_close(found, torch.full((4,), radius).double())
-
-
-def test_the_spectral_radius_of_a_matrix_is_that_of_its_eigenvalues_sample_by_sample():
-    a = torch.randn(3, 20, 20, generator=seeded()).double() / 20**0.5
-    z = torch.randn(3, 20, generator=seeded(1)).double()
-    exact = torch.linalg.eigvals(a).abs().amax(1)
-
-    def f(z, a):
-        return (a @ z[:, :, None])[:, :, 0]
-
-    found = spectral_radius(f, z, inputs=(a,), steps=20, generator=seeded(2))
-    torch.testing.assert_close(found, exact, rtol=1e-6, atol=0)
-    assert spectral_radius(lambda z: z * 0 + 1, z, generator=seeded(2)).abs().max() == 0

@@ -7,6 +7,7 @@ from torch import Tensor
 from get.equilibrium import Anderson, Broyden, Outcome, Phantom, Picard, Unrolled, fixed_point
 
 from .problems import as_users_run_it as as_users_run_it
+from .problems import contraction
 
 SOLVERS = [
     Picard(),
@@ -17,11 +18,6 @@ SOLVERS = [
     Broyden(),
 ]
 SOLVERS += [Broyden(memory=4)]
-
-
-def contraction(dimension: int, norm: float, seed: int = 0) -> Tensor:
-    a = torch.randn(dimension, dimension, generator=torch.Generator().manual_seed(seed)).double()
-    return norm * a / torch.linalg.matrix_norm(a, 2)
 
 
 def linear(z: Tensor, x: Tensor, a: Tensor) -> Tensor:
