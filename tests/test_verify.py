@@ -15,7 +15,6 @@ from data.teachers.settings import Sampler
 from data.verify import find_damage
 from data.writer import PairSettings, describe, generate_shard, write_shards
 from pipeline import cli, verify_pairs
-from pipeline.recipes.settings_measure import VerifyConfig
 
 from .problems import Softsign
 
@@ -97,7 +96,7 @@ def verify(monkeypatch, capsys):
         capsys.readouterr()
         code = 0
         try:
-            cli.run_alone(verify_pairs.main, VerifyConfig)
+            cli.end_with_code(lambda: verify_pairs.main(cli.parse_flags(verify_pairs.VerifyConfig)))
         except SystemExit as stop:
             code = int(stop.code or 0)
         return code, *capsys.readouterr()
