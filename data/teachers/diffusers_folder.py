@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.teachers.hub import fetch
 from data.teachers.ode import Scheduled, choose_sampler
@@ -75,7 +75,7 @@ def open_folder(
     )
 
 
-def _call(network: Network, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+def _call(network: nn.Module, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
     return network(x, time, class_labels=labels).sample
 
 
