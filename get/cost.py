@@ -1,9 +1,10 @@
-"""What a model costs: parameters, multiply-accumulates, bytes, images per second."""
+"""What a model costs: parameters, multiply-accumulates, bytes, seconds."""
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,43 +20,87 @@ def count_parameters(model: nn.Module) -> int:
 
 @torch.no_grad()
 def count_macs(call: Callable[[], object]) -> int:
-    """Return the multiply-accumulates of everything `call` does (matmul, convolution, attention).
+    """Return the multiply-accumulates of all matmuls, convolutions and attentions in `call`.
 
-    See `Macs`, which counts backward passes as well.
+    No gradients are recorded; `Macs` counts backward passes as well.
     """
     with Macs() as work:
         call()
     return work.total
 
 
+class Seconds(NamedTuple):
+    """How long a call took, turn by turn.
+
+    Attributes:
+        wall: Wall time.
+        cpu: CPU time of this process, which other work on the machine does not lengthen.
+    """
+
+    wall: list[float]
+    cpu: list[float]
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], object]], turns: int, seconds: float = 0.0
+) -> dict[str, Seconds]:
+    """Time calls alternately, so that a change in the machine's speed affects all of them.
+
+    Every call is made once before, to warm up. Work on a GPU is waited for.
+
+    Args:
+        calls: What is timed, in this order in every turn.
+        turns: Least number of turns.
+        seconds: Turns go on for at least this long.
+    """
+    spent = {name: Seconds([], []) for name in calls}
+    for call in calls.values():
+        call()
+    started, turn = time.perf_counter(), 0
+    while turn < turns or time.perf_counter() - started < seconds:
+        turn += 1
+        for name, call in calls.items():
+            before = _read_clocks()
+            call()
+            after = _read_clocks()
+            for durations, began, ended in zip(spent[name], before, after, strict=True):
+                durations.append(ended - began)
+    return spent
+
+
+def _read_clocks() -> tuple[float, float]:
+    """Return wall and CPU time now, after all work on the GPU is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
+def median_ratio(some: list[float], others: list[float]) -> float:
+    """Return the median over all turns of one duration divided by another."""
+    return median(a / b for a, b in zip(some, others, strict=True))
+
+
 @torch.no_grad()
 def images_per_second(call: Callable[[], object], images: int, seconds: float = 2.0) -> float:
-    """Return the best rate seen over repeated calls.
+    """Return the highest rate of repeated calls.
 
-    The best, not the mean: other work on the machine can only slow a call down.
+    The highest, not the mean: other work on the machine can only slow a call down.
 
     Args:
         call: Makes `images` images and waits for them.
-        images: Images a call.
-        seconds: How long to repeat, at least twice after one call for warming up.
+        images: Images per call.
+        seconds: How long to repeat the call, at least twice.
     """
-    call()
-    best, spent, calls = float("inf"), 0.0, 0
-    while spent < seconds or calls < 2:
-        began = time.perf_counter()
-        call()
-        took = time.perf_counter() - began
-        best, spent, calls = min(best, took), spent + took, calls + 1
-    return images / best
+    return images / min(in_turns({"call": call}, 2, seconds)["call"].wall)
 
 
 class Macs(TorchDispatchMode):
-    """Counts multiply-accumulates by torch's own table, which has two operations for each.
+    """Counts multiply-accumulates with torch's own table of operations, two operations each.
 
-    Unlike `FlopCounterMode` it hooks into no module, which gradients of gradients do not bear.
+    Unlike `FlopCounterMode` it needs no module hooks, which break under double backward.
 
     Attributes:
-        total: So far.
+        total: Number so far.
     """
 
     def __init__(self) -> None:
@@ -77,13 +122,13 @@ class Macs(TorchDispatchMode):
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors made while it is active, exactly and on any device.
 
-    A storage counts once, from the operation that makes it until its last tensor is gone, forward
-    and backward pass alike; what a kernel uses inside itself does not. Deterministic, unlike the
-    resident memory of a process.
+    A storage counts once, from the operation that makes it until its last tensor is deleted, in
+    the forward and the backward pass. What a kernel allocates internally does not count. The
+    count is deterministic, unlike the resident memory of a process.
 
     Attributes:
-        now: Bytes alive.
-        peak: The most bytes that were alive at once.
+        now: Bytes alive now.
+        peak: Most bytes alive at once so far.
     """
 
     def __init__(self) -> None:
@@ -95,7 +140,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one operation and count the storages it has made."""
+        """Run one operation and count the storages that it makes."""
         known = {storage._cdata for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):

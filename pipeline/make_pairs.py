@@ -17,8 +17,8 @@ import sys
 import time
 
 from data.manifest import read_record, record_path, tidy
-from data.teachers.settings import Execution, Sampler
-from data.writer import PairSettings, open_pairs, write_shards
+from data.writer import open_pairs, write_shards
+from pipeline.jobs.pair_settings import pair_settings
 from pipeline.jobs.processes import local_device, local_main
 from pipeline.jobs.share import share
 from pipeline.recipes.settings_make import PairsConfig
@@ -53,29 +53,6 @@ def main(config: PairsConfig) -> None:
     tidy(folder)
     rate = total / (time.perf_counter() - began)
     print(f"wrote {len(mine)} shards, {rate:.0f} pairs/s; {left(config)}", file=sys.stderr)
-
-
-def pair_settings(config: PairsConfig) -> PairSettings:
-    """Return what decides the bytes."""
-    return PairSettings(
-        teacher=config.teacher,
-        folder=config.output_dir,
-        sampler=Sampler(
-            steps=config.num_inference_steps,
-            name=config.sampler,
-            guidance_scale=config.guidance_scale,
-        ),
-        execution=Execution(
-            mixed_precision=config.mixed_precision,
-            compile=config.compile,
-            memory_format=config.memory_format,
-        ),
-        seed=config.seed,
-        teacher_batch_size=config.teacher_batch_size,
-        pairs_per_shard=config.pairs_per_shard,
-        image_format=config.image_format,
-        pack=config.pack,
-    )
 
 
 def left(config: PairsConfig) -> str:

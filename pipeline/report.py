@@ -1,7 +1,8 @@
 """Put the measurements of a recipe into one table, one picture and one page.
 
-Reads what evaluate.py wrote and types no number itself; with `--readme README.md` the table
-between the marks `<!-- table:RECIPE -->` and `<!-- end -->` of that file is renewed.
+Reads what evaluate.py wrote and types no number itself. With `--documents README.md docs/*.md`,
+tables between the marks `<!-- table:NAME -->` and `<!-- end -->` in these files are renewed: the
+recipe's, and with `--benchmarks FOLDER` those of the benchmarks.
 """
 
 from pipeline import cli
@@ -12,98 +13,88 @@ if __name__ == "__main__":
 
 
 import json
-import re
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
 from data.files import new_file, read_json
 from get.errors import InputError
-from pipeline.benchmarks import memory as benchmark_memory
-from pipeline.benchmarks import modes as benchmark_modes
-from pipeline.benchmarks import seeds as benchmark_seeds
-from pipeline.benchmarks import solvers as benchmark_solvers
-from pipeline.benchmarks import train as benchmark_train
+from pipeline.benchmarks.table import BENCHMARKS
+from pipeline.jobs.tables import markdown, marked, renewed
 from pipeline.recipes.settings_measure import ReportConfig
 
-ORDER = ("teacher", "GET", "ViT")
-COLUMNS = (
-    *("model", "parameters", "MACs an image", "network evaluations", "FID training"),
-    *("FID held-out", "KID training", "precision", "recall", "class accuracy"),
-    *("nearest training image", "images/s", "x teacher", "training time"),
-)
+Model = dict[str, Any]
+"""What evaluate.py measured of the teacher or of a student."""
 
 
-BENCHMARKS = {
-    "claim": benchmark_seeds.markdown,
-    "memory": benchmark_memory.markdown,
-    "modes": benchmark_modes.markdown,
-    "ours": benchmark_seeds.markdown,
-    "solvers": benchmark_solvers.markdown,
-    "train": benchmark_train.markdown,
+class Row(NamedTuple):
+    """One line of the table: a model, at one number of iterations."""
+
+    model: Model
+    title: str
+    figures: dict[str, Any]
+
+
+def training_time(row: Row) -> str:
+    """Return the minutes of a training; a dash if nobody knows them."""
+    seconds = row.model["train_seconds"]
+    return "-" if seconds is None else f"{seconds / 60:.1f} min"
+
+
+def class_accuracy(row: Row) -> str:
+    """Return the class accuracy; a dash for images without labels."""
+    return f"{row.figures['class_accuracy']:.1%}" if "class_accuracy" in row.figures else "-"
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "model": lambda row: row.title,
+    "parameters": lambda row: f"{row.model['parameters'] / 1e6:.2f} M",
+    "MACs per image": lambda row: f"{row.figures['macs'] / 1e6:.1f} M",
+    "network evaluations": lambda row: str(row.model["evaluations"]),
+    "FID training": lambda row: f"{row.figures['training']['fid']:.2f}",
+    "FID held-out": lambda row: f"{row.figures['held_out']['fid']:.2f}",
+    "KID training": lambda row: f"{row.figures['training']['kid']:.0f}",
+    "precision": lambda row: f"{row.figures['training']['precision']:.3f}",
+    "recall": lambda row: f"{row.figures['training']['recall']:.3f}",
+    "class accuracy": class_accuracy,
+    "nearest training image": lambda row: f"{row.figures['nearest_training_image']:.3f}",
+    "images/s": lambda row: f"{row.figures['images_per_second']:.0f}",
+    "x teacher": lambda row: f"{row.figures.get('speedup_over_teacher', 1):.1f}",
+    "training time": training_time,
+}
+BY_ITERATIONS: dict[str, Callable[[str, dict[str, Any]], str]] = {
+    "iterations": lambda iterations, _: iterations,
+    "FID training": lambda _, figures: f"{figures['training']['fid']:.2f}",
+    "FID held-out": lambda _, figures: f"{figures['held_out']['fid']:.2f}",
+    "L1 to the teacher": lambda _, figures: f"{figures['l1_to_teacher']:.4f}",
+    "x teacher": lambda _, figures: f"{figures['speedup_over_teacher']:.1f}",
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: a model, at one number of iterations."""
-
-    model: dict
-    title: str
-    figures: dict
-
-    def cells(self) -> list[str]:
-        """Return the formatted cells, one a column."""
-        m, f = self.model, self.figures
-        speedup, seconds = f.get("speedup_over_teacher"), m["train_seconds"]
-        return [
-            self.title,
-            f"{m['parameters'] / 1e6:.2f} M",
-            f"{f['macs'] / 1e6:.1f} M",
-            str(m["evaluations"]),
-            f"{f['training']['fid']:.2f}",
-            f"{f['held_out']['fid']:.2f}",
-            f"{f['training']['kid']:.0f}",
-            f"{f['training']['precision']:.3f}",
-            f"{f['training']['recall']:.3f}",
-            f"{f['class_accuracy']:.1%}" if "class_accuracy" in f else "-",
-            f"{f['nearest_training_image']:.3f}",
-            f"{f['images_per_second']:.0f}",
-            f"{speedup:.1f}" if speedup else "1",
-            f"{seconds / 60:.1f} min" if seconds is not None else "-",
-        ]
-
-
 def main(config: ReportConfig) -> None:
-    """Write report.md and the picture among the measurements; print the table."""
+    """Write report.md and the picture into the evaluation folder; print the table."""
     models = read_models(config.evaluation)
-    rows = [row for model in models for row in rows_of(model)]
-    table = markdown([list(COLUMNS), *(row.cells() for row in rows)])
-    picture = config.evaluation / "comparison.png"
+    rows = table_rows(models)
+    picture, page = (config.evaluation / name for name in ("comparison.png", "report.md"))
     draw_picture(picture, config.evaluation, models)
-    report = config.evaluation / "report.md"
-    text = "\n\n".join(
-        [
-            f"# {config.recipe}: one call against many",
-            f"![same noise, every model]({picture.name})",
-            table,
-            *remarks(models),
-            *anytime(models),
-        ]
-    )
-    with new_file(report) as temporary:
-        temporary.write_text(text + "\n")
-    if config.readme:
-        renew(config.readme, config.recipe, "\n\n".join([table, *remarks(models)]))
-    if config.readme and config.benchmarks:
-        renew_benchmarks(config.readme, config.benchmarks)
-    print(plain([list(COLUMNS), *(row.cells() for row in rows)]))
-    print(f"report {report}\npicture {picture}")
+    parts = [
+        f"# {config.recipe}: one call against many",
+        f"![same noise, every model]({picture.name})",
+        summary(models),
+        *at_every_number_of_iterations(models),
+    ]
+    write(page, "\n\n".join(parts) + "\n")
+    if config.documents:
+        for path, text in renewed_documents(config, models).items():
+            write(path, text)
+    print(for_a_terminal(rows))
+    print(f"report {page}\npicture {picture}")
 
 
-def read_models(folder: Path) -> list[dict]:
-    """Return the measurements in a folder, teacher first.
+def read_models(folder: Path) -> list[Model]:
+    """Return the measurements in a folder: the teacher, students that iterate, then the others.
 
     Raises:
         InputError: If there are none, or they were not made on the same images.
@@ -111,18 +102,28 @@ def read_models(folder: Path) -> list[dict]:
     models = [read_json(path) for path in sorted(folder.glob("*.json"))]
     if not models:
         raise InputError(f"expected measurements (*.json) in {folder}, got none; run evaluate.py")
-    common = {json.dumps({k: v for k, v in m["of"].items() if k != "weights"}) for m in models}
+    common = {json.dumps({**m["inputs"], "weights": ""}) for m in models}
     if len(common) > 1:
         raise InputError(
             f"expected measurements of one evaluation in {folder}, got {len(common)} different "
             "ones; delete the old files there and run evaluate.py again"
         )
-    return sorted(models, key=lambda m: (ORDER.index(m["kind"]), m["parameters"]))
+    return sorted(models, key=lambda m: (m["kind"] != "teacher", not iterates(m), m["parameters"]))
 
 
-def rows_of(model: dict) -> list[Row]:
-    """Return a model's lines: a GET as trained and at its best number of iterations."""
-    if model["kind"] != "GET":
+def iterates(model: Model) -> bool:
+    """Say whether a model was measured at several numbers of iterations."""
+    return "default_iterations" in model
+
+
+def best_iterations(model: Model) -> str:
+    """Return the number of iterations, as a key, with the lowest FID."""
+    return min(model["by_iterations"], key=lambda k: model["by_iterations"][k]["training"]["fid"])
+
+
+def rows_of(model: Model) -> list[Row]:
+    """Return a model's lines: one that iterates as it was trained and at its lowest FID."""
+    if not iterates(model):
         return [Row(model, model["name"], model)]
     default, best = str(model["default_iterations"]), best_iterations(model)
     rows = []
@@ -133,111 +134,109 @@ def rows_of(model: dict) -> list[Row]:
     return rows
 
 
-def best_iterations(model: dict) -> str:
-    """Return the number of iterations, as a key, with the lowest FID."""
-    return min(model["by_iterations"], key=lambda k: model["by_iterations"][k]["training"]["fid"])
+def table_rows(models: list[Model]) -> list[list[str]]:
+    """Return the cells of the table, the header first."""
+    rows = [row for model in models for row in rows_of(model)]
+    return [list(COLUMNS), *([cell(row) for cell in COLUMNS.values()] for row in rows)]
 
 
-def remarks(models: list[dict]) -> list[str]:
-    """Say in words what the figures are and how GET stands to the others."""
+def summary(models: list[Model]) -> str:
+    """Return the table of a recipe and what its figures mean: what documents show."""
+    return "\n\n".join([markdown(table_rows(models)), *remarks(models)])
+
+
+def remarks(models: list[Model]) -> list[str]:
+    """Say what the figures are and how students that iterate compare with the others."""
     first, figures = models[0], rows_of(models[0])[0].figures
     sizes = {split: figures[split]["real"] for split in ("training", "held_out")}
     lines = [
-        f"FID, KID, precision and recall compare {first['of']['num_images']:,} images with "
+        f"FID, KID, precision and recall compare {first['inputs']['num_images']:,} images with "
         f"{sizes['training']:,} real training images (and {sizes['held_out']:,} held-out ones) in "
-        f"the features of a small classifier trained on {first['of']['real_images']}: only ratios "
-        "between rows mean anything, and the held-out column is higher because it has fewer "
-        "images. Nearest training image: mean root-mean-square pixel distance; "
+        "the features of a small classifier trained on "
+        f"{first['inputs']['real_images']}: only ratios between rows mean anything, and the "
+        "held-out column is higher because it has fewer images. Nearest training image: mean "
+        "root-mean-square pixel distance; "
         f"{figures['nearest_training_image_of_held_out']:.3f} for the real held-out images. "
         f"Measured on {hardware(first)}, commit {first['commit']}, one seed."
     ]
-    teacher = [m for m in models if m["kind"] == "teacher"]
-    for get in (m for m in models if m["kind"] == "GET"):
-        best = best_iterations(get)
-        fid = get["by_iterations"][best]["training"]["fid"]
-        said = [
+    others = [model for model in models if not iterates(model)]
+    for model in filter(iterates, models):
+        best = best_iterations(model)
+        fid = model["by_iterations"][best]["training"]["fid"]
+        ratios = [
             f"{fid / other['training']['fid']:.2f}x that of {other['name']} "
-            f"({other['parameters'] / get['parameters']:.1f}x its parameters)"
-            for other in (*teacher, *(m for m in models if m["kind"] == "ViT"))
+            f"({other['parameters'] / model['parameters']:.1f}x its parameters)"
+            for other in others
         ]
-        if said:
-            lines.append(f"FID of {get['name']} at {best} iterations is {', '.join(said)}.")
+        if ratios:
+            lines.append(f"FID of {model['name']} at {best} iterations is {', '.join(ratios)}.")
     return lines
 
 
-def anytime(models: list[dict]) -> list[str]:
-    """Return a table of every GET at every number of iterations measured."""
+def at_every_number_of_iterations(models: list[Model]) -> list[str]:
+    """Return a titled table of every model that iterates, at every number measured."""
     parts = []
-    for model in (m for m in models if m["kind"] == "GET"):
-        header = ["iterations", "FID training", "FID held-out", "L1 to the teacher", "x teacher"]
+    for model in filter(iterates, models):
         rows = [
-            [
-                iterations,
-                f"{f['training']['fid']:.2f}",
-                f"{f['held_out']['fid']:.2f}",
-                f"{f['l1_to_teacher']:.4f}",
-                f"{f['speedup_over_teacher']:.1f}",
-            ]
-            for iterations, f in model["by_iterations"].items()
+            [cell(iterations, figures) for cell in BY_ITERATIONS.values()]
+            for iterations, figures in model["by_iterations"].items()
         ]
-        parts += [f"## {model['name']} at any time", markdown([header, *rows])]
+        parts += [f"## {model['name']} by iterations", markdown([list(BY_ITERATIONS), *rows])]
     return parts
 
 
-def hardware(model: dict) -> str:
+def hardware(model: Model) -> str:
     """Return what the figures were measured on."""
     h = model["hardware"]
     return ", ".join(h["gpus"]) if h["gpus"] else f"{h['cores']} CPU cores ({h['cpu']})"
 
 
-def markdown(rows: list[list[str]]) -> str:
-    """Format rows, the first a header, as a Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
-
-
-def plain(rows: list[list[str]]) -> str:
-    """Format the table for a terminal: a line a figure, a column a model."""
-    columns = list(zip(*rows, strict=True))
+def for_a_terminal(rows: list[list[str]]) -> str:
+    """Format the table with a line per figure and a column per model."""
     widths = [max(map(len, row)) for row in rows]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in columns
+        for line in zip(*rows, strict=True)
     )
 
 
-def renew(readme: Path, recipe: str, text: str) -> None:
-    """Replace what stands between the marks of a recipe in a Markdown file.
+def renewed_documents(config: ReportConfig, models: list[Model]) -> dict[Path, str]:
+    """Return the text of every document with the tables that its marks name.
 
     Raises:
-        InputError: If the file or the marks are missing.
+        InputError: If a document is missing, or none has the marks of the recipe.
     """
-    begin, end = f"<!-- table:{recipe} -->", "<!-- end -->"
-    old = readme.read_text() if readme.is_file() else ""
-    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    if not pattern.search(old):
-        raise InputError(f"expected the marks {begin} and {end} in {readme}, got none; add them")
-    with new_file(readme) as temporary:
-        temporary.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", old))
+    if missing := [str(path) for path in config.documents if not path.is_file()]:
+        raise InputError(f"expected Markdown files, got none at {', '.join(missing)}")
+    texts = {path: path.read_text() for path in config.documents}
+    names = set().union(*map(marked, texts.values()))
+    if config.recipe not in names:
+        raise InputError(
+            f"expected the marks <!-- table:{config.recipe} --> and <!-- end --> in "
+            f"{', '.join(map(str, texts))}, got none; add them"
+        )
+    tables = {config.recipe: summary(models)}
+    if config.benchmarks is not None:
+        for name in sorted(names & BENCHMARKS.keys()):
+            if (table := BENCHMARKS[name].markdown) is not None:
+                tables[name] = table(read_json(config.benchmarks / f"{name}.json"))
+    return {path: renewed(text, tables) for path, text in texts.items()}
 
 
-def renew_benchmarks(readme: Path, folder: Path) -> None:
-    """Renew every table of a benchmark that a Markdown file has the marks for."""
-    text = readme.read_text()
-    for name, markdown_of in BENCHMARKS.items():
-        if f"<!-- table:{name} -->" in text:
-            renew(readme, name, markdown_of(read_json(folder / f"{name}.json")))
+def write(path: Path, text: str) -> None:
+    """Write a text file, complete or not at all."""
+    with new_file(path) as temporary:
+        temporary.write_text(text)
 
 
-def draw_picture(path: Path, folder: Path, models: list[dict]) -> None:
+def draw_picture(path: Path, folder: Path, models: list[Model]) -> None:
     """Stack every model's images of the same noise, each under its name."""
-    captions = {m["name"]: caption(m) for m in models}
     strips = []
-    for name, text in captions.items():
-        source = folder / f"{name}.png"
+    for model in models:
+        source = folder / f"{model['name']}.png"
         if source.exists():
             with Image.open(source) as image:
-                strips.append((text, image.convert("RGB")))
+                strips.append((caption(model), image.convert("RGB")))
     if not strips:
         return
     font, head = ImageFont.load_default(18), 30
@@ -253,11 +252,12 @@ def draw_picture(path: Path, folder: Path, models: list[dict]) -> None:
         sheet.save(temporary, format="png")
 
 
-def caption(model: dict) -> str:
+def caption(model: Model) -> str:
     """Return what is written over a model's images."""
     calls = "1 call" if model["evaluations"] == 1 else f"{model['evaluations']} calls"
-    extra = f", {model['default_iterations']} iterations" if model["kind"] == "GET" else ""
-    return f"{model['name']}: {calls} an image{extra}, {model['parameters'] / 1e6:.2f} M parameters"
+    iterations = f", {model['default_iterations']} iterations" if iterates(model) else ""
+    parameters = f"{model['parameters'] / 1e6:.2f} M parameters"
+    return f"{model['name']}: {calls} per image{iterations}, {parameters}"
 
 
 if __name__ == "__main__":

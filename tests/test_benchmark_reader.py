@@ -10,9 +10,14 @@ import torch
 from data.manifest import tar_path
 from data.reader import read_shard
 from get.errors import InputError
-from pipeline.benchmarks import reader as benchmark_reader
-from pipeline.benchmarks.reader import ENCODINGS, read_ours, read_webdataset, write
-from pipeline.recipes.settings_measure import ReaderConfig
+from pipeline.benchmarks import reader
+from pipeline.benchmarks.reader import (
+    ENCODINGS,
+    ReaderConfig,
+    read_ours,
+    read_webdataset,
+    write,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's
 
@@ -21,7 +26,7 @@ def test_every_way_reads_all_pairs_and_the_ratios_are_written(tmp_path: Path) ->
     config = ReaderConfig(output_dir=tmp_path, num_pairs=128, batch_size=16, repeats=1)
     order = write(tmp_path / "pairs", "png", config)
     assert read_ours(order, 8) == read_webdataset(order, 16) == 128
-    benchmark_reader.main(config)
+    reader.main(config)
     result = json.loads((tmp_path / "reader.json").read_text())
     assert result["over_webdataset"].keys() == ENCODINGS.keys()
     rates = result["pairs_per_second"]

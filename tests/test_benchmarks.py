@@ -8,31 +8,43 @@ import torch
 
 from data.files import write_json
 from get import GETPipeline
-from pipeline.benchmarks import memory as benchmark_memory
-from pipeline.benchmarks import modes as benchmark_modes
-from pipeline.benchmarks import solvers as benchmark_solvers
-from pipeline.benchmarks import train as benchmark_train
-from pipeline.benchmarks import writer as benchmark_pairs
+from get.cost import images_per_second, in_turns, median_ratio
+from pipeline.benchmarks import memory, modes, solvers, train, writer
+from pipeline.benchmarks.one_step import random_pairs
 from pipeline.make_pairs import main as make_pairs
-from pipeline.recipes import PAIRS, RECIPES, STUDENTS
-from pipeline.recipes.settings_measure import (
-    MemoryConfig,
-    ModesConfig,
-    SolversConfig,
-    TrainBenchmarkConfig,
-    WriterConfig,
-)
+from pipeline.recipes import RECIPES
 
-from .problems import tiny_get
+from .problems import shake, tiny_get
 
 
-def test_memory_tells_kept_and_peak_bytes_of_every_mode(tmp_path, capsys):
-    config = MemoryConfig(
+def test_calls_take_turns_after_one_call_each_to_warm_up():
+    calls = []
+    seconds = in_turns({name: lambda n=name: calls.append(n) for name in "ab"}, turns=3)
+    assert "".join(calls) == "ab" * 4
+    for took in seconds.values():
+        assert len(took.wall) == len(took.cpu) == 3
+        assert min(took.wall) > 0
+
+
+def test_turns_go_on_for_as_long_as_asked():
+    calls = []
+    rate = images_per_second(lambda: calls.append(torch.is_grad_enabled()), 10, seconds=0.01)
+    assert len(calls) > 10
+    assert not any(calls)
+    assert rate > 10 * 10 / 0.01
+
+
+def test_a_ratio_is_the_median_over_turns():
+    assert median_ratio([1.0, 2.0, 30.0], [2.0, 4.0, 3.0]) == 0.5
+
+
+def test_memory_reports_kept_and_peak_bytes_of_every_mode(tmp_path, capsys):
+    config = memory.MemoryConfig(
         output_dir=tmp_path, size="GET-T/2", image_size=4, batch_size=1, iterations=(1, 2)
     )
-    benchmark_memory.main(config)
+    memory.main(config)
     found = json.loads((tmp_path / "memory.json").read_text())
-    assert found["bytes"].keys() == benchmark_memory.modes(1).keys()
+    assert found["bytes"].keys() == memory.modes(1).keys()
     for row in found["bytes"].values():
         assert all(0 < row[k]["kept"] <= row[k]["peak"] for k in ("1", "2"))
     assert found["bytes"]["unrolled"]["2"]["kept"] > found["bytes"]["unrolled"]["1"]["kept"]
@@ -43,9 +55,7 @@ def test_memory_tells_kept_and_peak_bytes_of_every_mode(tmp_path, capsys):
 
 def test_solvers_are_compared_at_the_same_number_of_evaluations(tmp_path):
     pytest.importorskip("torchdeq")
-    benchmark_solvers.main(
-        SolversConfig(output_dir=tmp_path, batch_size=2, evaluations=4, repeats=1)
-    )
+    solvers.main(solvers.SolversConfig(output_dir=tmp_path, batch_size=2, evaluations=4, repeats=1))
     rows = json.loads((tmp_path / "solvers.json").read_text())["rows"]
     assert len(rows) == 2 * 3 * 3
     for row in rows:
@@ -54,54 +64,46 @@ def test_solvers_are_compared_at_the_same_number_of_evaluations(tmp_path):
         assert row["ratio"].keys() >= {"forward_seconds", "peak_bytes"}
 
 
-def tiny_training(tmp_path) -> TrainBenchmarkConfig:
+def tiny_training(tmp_path) -> train.TrainBenchmarkConfig:
     sizes = ("GET-T/2", "ViT-S/8")
-    return TrainBenchmarkConfig(
+    return train.TrainBenchmarkConfig(
         output_dir=tmp_path, sizes=sizes, fast_size="GET-T/2", image_size=8, batch_size=1, repeats=1
     )
 
 
 def test_training_steps_are_compared_with_the_limit_and_with_torchdeq(tmp_path, capsys):
     pytest.importorskip("torchdeq")
-    benchmark_train.main(tiny_training(tmp_path))
+    train.main(tiny_training(tmp_path))
     found = json.loads((tmp_path / "train.json").read_text())["sizes"]
     assert list(found) == ["GET-T/2", "ViT-S/8"]
     assert found["ViT-S/8"]["steps"].keys() == {"unrolled"}
     steps = found["GET-T/2"]["steps"]
     assert steps["checkpointed"]["ratio_to"].keys() == {"torchdeq", "torchdeq --mem"}
     for size in found.values():
-        assert sum(size["shares"].values()) == pytest.approx(1)
-        assert size["products"]["share_of_macs"] <= 1
         for step in size["steps"].values():
             assert 0 < step["of_limit"] < 1
             assert 0 < step["bytes"]["kept"] < step["bytes"]["peak"]
     assert "| GET-T/2 | torchdeq --mem |" in capsys.readouterr().out
 
 
-def test_torchdeq_makes_the_same_losses_and_gradients_of_a_get():
+def test_torchdeq_makes_the_same_losses_and_gradients_of_a_get(tmp_path):
     pytest.importorskip("torchdeq")
+    config = replace(tiny_training(tmp_path), image_size=4)
     found = {}
-    for name, module in benchmark_train.modules("GET-T/2", 4).items():
-        training = benchmark_train.Training(module.double(), 2, torch.device("cpu"))
-        for data in ("noise", "target", "z0"):
-            setattr(training, data, getattr(training, data).double())
-        losses = training.module(training.noise, None, training.target, training.z0).iterates
+    for name, step in train.ways(config, "GET-T/2", torch.device("cpu")).items():
+        student = shake(step.student).double()
+        pairs, z0 = random_pairs(student, 2), step.random_start(0, 2)
+        assert z0 is not None
+        data = pairs.noise.double(), None, pairs.images.double(), z0.double()
+        losses = step.module(*data).iterates
         assert len(losses) == 6
-        found[name] = losses, torch.autograd.grad(losses.sum(), training.trainable)
+        found[name] = losses, torch.autograd.grad(losses.sum(), step.updates.parameters)
     for name in ("checkpointed", "torchdeq", "torchdeq --mem"):
         torch.testing.assert_close(found[name], found["unrolled"], msg=name)
 
 
-def test_products_alone_are_all_the_linear_layers_of_a_step():
-    with benchmark_train.Products() as products:
-        layer, x = torch.nn.Linear(3, 5), torch.ones(2, 3, requires_grad=True)
-        layer(x).sum().backward()
-    assert products.macs == 3 * 2 * 3 * 5  # forward, and either side of the backward pass
-    products.replay()
-
-
 def test_bf16_is_compared_with_tf32(tmp_path):
-    found = benchmark_train.fast(tiny_training(tmp_path), torch.device("cpu"), compiled=False)
+    found = train.fast(tiny_training(tmp_path), torch.device("cpu"), compiled=False)
     assert found["steps"].keys() == {"TF32", "bf16, compiled"}
     assert found["speedup"] > 0
 
@@ -109,22 +111,23 @@ def test_bf16_is_compared_with_tf32(tmp_path):
 @pytest.mark.gpu
 def test_bf16_and_compiled_is_faster_than_tf32_on_a_gpu(tmp_path):
     config = replace(tiny_training(tmp_path), fast_size="GET-B/2", image_size=32, batch_size=32)
-    assert benchmark_train.fast(config, torch.device("cuda"))["speedup"] > 1
+    assert train.fast(config, torch.device("cuda"))["speedup"] > 1
 
 
 def test_writing_pairs_is_compared_with_the_teacher_alone(tmp_path):
-    benchmark_pairs.main(WriterConfig(output_dir=tmp_path, recipe="smoke", repeats=1))
-    found = json.loads((tmp_path / "pairs.json").read_text())
+    writer.main(writer.WriterConfig(output_dir=tmp_path, recipe="smoke", repeats=1))
+    found = json.loads((tmp_path / "writer.json").read_text())
     rates = found["job_pairs_per_second"], found["teacher_images_per_second"]
     assert found["overhead"] == pytest.approx(1 - rates[0] / rates[1])
 
 
-def test_modes_puts_every_student_into_one_table(tmp_path, monkeypatch):
+def test_modes_puts_every_student_into_one_table(tmp_path, monkeypatch, capsys):
     names = ["equilibria-unrolled", "equilibria-jacobian-1"]
-    recipe = replace(RECIPES["equilibria"], students={name: STUDENTS[name] for name in names})
+    students = RECIPES["equilibria"].students
+    recipe = replace(RECIPES["equilibria"], students={name: students[name] for name in names})
     monkeypatch.setitem(RECIPES, "equilibria", recipe)
     small = {"num_pairs": 64, "num_inference_steps": 2, "output_dir": tmp_path / "pairs"}
-    make_pairs(replace(PAIRS["smoke"], **small))
+    make_pairs(replace(RECIPES["smoke"].pairs, **small))
     figures = {
         str(k): {"training": {"fid": float(k)}, "l1_to_teacher": 0.1} for k in (1, 3, 6, 12, 24)
     }
@@ -132,20 +135,20 @@ def test_modes_puts_every_student_into_one_table(tmp_path, monkeypatch):
         GETPipeline(tiny_get(channels=1, num_classes=10)).save_pretrained(tmp_path / name)
         write_json(tmp_path / "evaluation" / f"{name}.json", {"by_iterations": figures})
     torch.manual_seed(0)
-    benchmark_modes.main(
-        ModesConfig(
+    modes.main(
+        modes.ModesConfig(
             recipe="equilibria",
             runs=tmp_path,
             pairs=tmp_path / "pairs",
             evaluation=tmp_path / "evaluation",
             output_dir=tmp_path / "out",
-            reference=names[0],
+            unit=names[0],
             repeats=1,
         )
     )
     found = json.loads((tmp_path / "out" / "modes.json").read_text())
     assert list(found["students"]) == names
-    lines = (tmp_path / "out" / "modes.md").read_text().splitlines()
-    assert len(lines) == 4
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert lines[0].startswith("| training | time per step |")
     assert "| unrolled | 1.00x | 1.0 | 3.0 | 6.0 | 12.0 | 24.0 |" in lines[2]
     assert "Jacobian penalty 1 in 50% of steps" in lines[3]

@@ -2,7 +2,6 @@
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ import torch
 
 from data.manifest import Manifest
 from pipeline import report
+from pipeline.benchmarks.table import BENCHMARKS
+from pipeline.jobs.tables import marked
 from pipeline.recipes import RECIPES
 from pipeline.recipes.recipe import students
 from pipeline.recipes.settings_measure import ReportConfig
@@ -194,13 +195,15 @@ def test_the_readme_shows_both_commands():
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("./launch.sh test")
 
 
-def test_the_readmes_table_is_what_the_committed_measurements_say(tmp_path):
-    readme, evaluation = tmp_path / "README.md", tmp_path / "digits"
-    shutil.copyfile(ROOT / "README.md", readme)
-    shutil.copytree(ROOT / "docs" / "measurements" / "digits", evaluation)
-    benchmarks = ROOT / "docs" / "measurements" / "benchmarks"
+def test_the_tables_in_documents_are_what_the_committed_measurements_say():
+    measurements = ROOT / "docs" / "measurements"
     config = ReportConfig(
-        recipe="digits", evaluation=evaluation, readme=readme, benchmarks=benchmarks
+        recipe="digits",
+        evaluation=measurements / "digits",
+        documents=(ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))),
+        benchmarks=measurements / "benchmarks",
     )
-    report.main(config)
-    assert readme.read_text() == (ROOT / "README.md").read_text()
+    texts = {path: path.read_text() for path in config.documents}
+    marks = set().union(*map(marked, texts.values()))
+    assert marks <= {"digits", *(n for n, b in BENCHMARKS.items() if b.markdown)}
+    assert report.renewed_documents(config, report.read_models(config.evaluation)) == texts

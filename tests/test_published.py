@@ -14,7 +14,7 @@ from data.teachers.settings import Sampler
 from get.cost import count_parameters
 from get.noise import draw
 from pipeline import recipes
-from pipeline.make_pairs import pair_settings
+from pipeline.jobs.pair_settings import pair_settings
 from pipeline.plan import planned
 from pipeline.recipes import __main__ as recipe_table
 from pipeline.recipes import published

@@ -137,7 +137,7 @@ def test_evaluate_and_report_compare_all_models_with_the_teacher(
     assert "nothing to do" in completed(here("evaluate", *arguments)).out
 
     readme.write_text("before <!-- table:smoke -->old<!-- end --> after")
-    report = "smoke", "--evaluation", folder, "--readme", readme
+    report = "smoke", "--evaluation", folder, "--documents", readme
     table = completed(here("report", *report)).out
     assert all(name in table for name in ("teacher", "student, 3 iterations", "vit", "FID"))
     text = (folder / "report.md").read_text(), readme.read_text()

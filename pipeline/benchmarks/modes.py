@@ -1,78 +1,77 @@
-"""Every way of training a GET side by side: FID and residual against iterations, seconds a step.
+"""Every way of training a GET: FID and residual against the iterations, seconds per step.
 
-Reads what evaluate.py measured of the recipe's students, follows each to its fixed point, and times
-their training steps in turn in this process.
+Reads what evaluate.py measured of a recipe's students, iterates each to its fixed point, and times
+their training steps alternately in this process.
 """
 
-import time
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import torch
 
-from data.files import new_file, read_json, write_json
+from data.files import read_json
 from data.reader import read_shard
+from get.cost import in_turns
 from get.errors import InputError
-from get.losses import IterateLoss
 from get.models import GET
-from pipeline.diagnose import diagnose
-from pipeline.jobs.provenance import provenance
+from pipeline.benchmarks.diagnosis import diagnose
+from pipeline.benchmarks.results import BenchmarkConfig, save
+from pipeline.jobs.plots import new_plot
 from pipeline.jobs.students import load_student
-from pipeline.recipes import RECIPES, STUDENTS
-from pipeline.recipes.settings_make import positive
+from pipeline.jobs.tables import markdown as markdown_table
+from pipeline.recipes import RECIPES
+from pipeline.recipes.recipe import RUNS
 from pipeline.recipes.settings_measure import DiagnoseConfig
-from pipeline.recipes.settings_train import TrainConfig
-from pipeline.training.build import training_module
+from pipeline.recipes.settings_train import GETModel, TrainConfig
+from pipeline.training.step import TrainingStep
 
 SHOWN = (1, 3, 6, 12, 24)  # iterations in the table
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModesConfig:
-    """Compare every way of training a GET: FID and residual against iterations, time a step.
+class ModesConfig(BenchmarkConfig):
+    """Compare every way of training a GET: FID and residual against iterations, time per step.
 
     Attributes:
         recipe: The recipe whose students are compared; they are trained and evaluated before.
         runs: Where the students' run folders are.
         pairs: Folder of the pairs they were trained on.
-        evaluation: Folder of what evaluate.py wrote of them.
-        output_dir: Where modes.json, modes.md and modes.png go.
-        reference: The student whose step is the unit of time.
-        repeats: Steps of each student, in turn, of which the best time counts.
+        evaluation: Folder of what evaluate.py wrote about them.
+        unit: The student whose step is the unit of time.
+        repeats: Steps of each student, of which the fastest counts.
     """
 
-    recipe: str
-    runs: Path
-    pairs: Path
-    evaluation: Path
-    output_dir: Path
-    reference: str
+    recipe: str = "equilibria"
+    runs: Path = RUNS
+    pairs: Path = RUNS / "pairs" / "digits"
+    evaluation: Path = RUNS / "equilibria" / "evaluation"
+    unit: str = "equilibria-unrolled"
     repeats: int = 10
-
-    def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
-        positive(repeats=self.repeats)
 
 
 def main(config: ModesConfig) -> None:
-    """Measure every student of the recipe; write a JSON, a table and a plot."""
-    names = list(RECIPES[config.recipe].students)
+    """Measure every student of the recipe; write a JSON file and a plot."""
+    students = RECIPES[config.recipe].students
     models: dict[str, GET] = {}
-    for name in names:
+    for name in students:
         model = load_student(config.runs / name, torch.device("cpu"))
         if not isinstance(model, GET):
-            raise InputError(f"expected GETs in recipe {config.recipe}, got a ViT: {name}")
+            kind = type(model).__name__
+            raise InputError(f"expected GETs in recipe {config.recipe}, got a {kind}: {name}")
         models[name] = model
-    seconds = step_seconds(config, models)
+    seconds = step_seconds(config, students, models)
     rows: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
         measured = read_json(config.evaluation / f"{name}.json")["by_iterations"]
         settings = DiagnoseConfig(model=config.runs / name, output_dir=config.output_dir)
         diagnosis = diagnose(model, settings)
         rows[name] = {
-            "training": describe(STUDENTS[name]),
+            "training": describe(students[name]),
             "seconds_per_step": seconds[name],
             "fid": {k: v["training"]["fid"] for k, v in measured.items()},
             "l1_to_teacher": {k: v["l1_to_teacher"] for k, v in measured.items()},
@@ -80,113 +79,99 @@ def main(config: ModesConfig) -> None:
             "spectral_radius": diagnosis["spectral_radius"]["median"],
             "convergence": diagnosis["convergence"],
         }
-    result = {
+    figures = {
         "recipe": config.recipe,
-        "train_steps": STUDENTS[names[0]].max_train_steps,
-        "global_batch_size": STUDENTS[names[0]].global_batch_size,
-        "step_of": config.reference,
+        "train_steps": students[config.unit].max_train_steps,
+        "global_batch_size": students[config.unit].global_batch_size,
+        "unit": config.unit,
         "students": rows,
-        **provenance(),
     }
-    write_json(config.output_dir / "modes.json", result)
-    table = markdown(result)
-    with new_file(config.output_dir / "modes.md") as path:
-        path.write_text(table + "\n")
-    plot(config, rows)
-    print(table)
-    print(f"modes {config.output_dir / 'modes.json'}, {config.output_dir / 'modes.png'}")
+    result = save(config, "modes", figures)
+    plot(config.output_dir / "modes.png", result)
+    print(markdown(result))
 
 
-def step_seconds(config: ModesConfig, models: dict[str, GET]) -> dict[str, float]:
-    """Return the best seconds of a training step of every trained student, timed in turn."""
-    modules: dict[str, tuple[TrainConfig, IterateLoss]] = {}
+def step_seconds(
+    config: ModesConfig, students: Mapping[str, TrainConfig], models: Mapping[str, GET]
+) -> dict[str, float]:
+    """Return the seconds of the fastest training step of every student, trained further.
+
+    With a Jacobian penalty the step is one in which it is applied.
+    """
+    size = students[config.unit].global_batch_size
+    batch = read_shard(config.pairs, 0).take(slice(size)).as_floats()
+    steps = {}
     for name, model in models.items():
-        train = STUDENTS[name]
-        model.train()
-        if train.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
-        modules[name] = train, training_module(train, model)
-    size = STUDENTS[config.reference].global_batch_size
-    pairs = read_shard(config.pairs, 0).take(slice(size)).as_floats()
-    best = dict.fromkeys(models, float("inf"))
-    for _ in range(config.repeats):
-        for name, (train, module) in modules.items():
-            began = time.perf_counter()
-            draws = train.jacobian_draws if train.jacobian_weight else 0
-            found = module(pairs.noise, pairs.labels, pairs.images, penalty_draws=draws)
-            found.total(train.iterate_decay, train.jacobian_weight).backward()
-            best[name] = min(best[name], time.perf_counter() - began)
-    for model in models.values():
-        model.zero_grad()
-        model.eval()
-    return best
+        settings, student = students[name], copy.deepcopy(model).train()
+        if settings.gradient_checkpointing:
+            student.enable_gradient_checkpointing()
+        step = TrainingStep(replace(settings, jacobian_probability=1.0), student)
+        steps[name] = partial(step, batch, 0)
+    return {name: min(took.wall) for name, took in in_turns(steps, config.repeats).items()}
 
 
-def describe(train: TrainConfig) -> str:
+def describe(settings: TrainConfig) -> str:
     """Say in words how a student is trained."""
-    iterates = train.unrolled_iterations
-    said = [] if train.model.map == "anchored" else ["plain map"]  # pyrefly: ignore
-    if train.gradient == "unrolled":
-        said.append("unrolled" + (", checkpointed" if train.gradient_checkpointing else ""))
+    assert isinstance(settings.model, GETModel)
+    words = [] if settings.model.map == "anchored" else ["plain map"]
+    if settings.gradient == "unrolled":
+        words.append("unrolled")
+        words += ["checkpointed"] if settings.gradient_checkpointing else []
     else:
-        alone = " alone" if iterates == 0 else " after unrolled iterates"
-        said.append(f"{train.gradient} at the converged state{alone}")
-    if train.jacobian_weight:
-        share = f"{train.jacobian_probability:.0%} of steps"
-        said.append(f"Jacobian penalty {train.jacobian_weight:g} in {share}")
-    return ", ".join(said)
+        alone = " alone" if settings.unrolled_iterations == 0 else " after unrolled iterates"
+        words.append(f"{settings.gradient} at the converged state{alone}")
+    if settings.jacobian_weight:
+        part = f"{settings.jacobian_probability:.0%} of steps"
+        words.append(f"Jacobian penalty {settings.jacobian_weight:g} in {part}")
+    return ", ".join(words)
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Return the table of all students."""
-    reference = result["students"][result["step_of"]]["seconds_per_step"]
+    unit = result["students"][result["unit"]]["seconds_per_step"]
     header = [
         "training",
-        "time a step",
+        "time per step",
         *(f"FID at {k}" for k in SHOWN),
         "residual at 24",
         "spectral radius",
         "evaluations to 1e-3: Picard, Anderson, Broyden",
     ]
-    lines = [header, ["---"] * len(header)]
-    for row in result["students"].values():
-        spent = [
-            f"{c['evaluations']['median']:.0f}"
-            + ("" if c["outcomes"]["converged"] * 2 > sum(c["outcomes"].values()) else " (not)")
-            for c in row["convergence"].values()
+    rows = [
+        [
+            row["training"],
+            f"{row['seconds_per_step'] / unit:.2f}x",
+            *(f"{row['fid'][str(k)]:.1f}" for k in SHOWN),
+            f"{row['residual'][23]:.1e}",
+            f"{row['spectral_radius']:.2f}",
+            ", ".join(map(evaluations, row["convergence"].values())),
         ]
-        lines.append(
-            [
-                row["training"],
-                f"{row['seconds_per_step'] / reference:.2f}x",
-                *(f"{row['fid'][str(k)]:.1f}" for k in SHOWN),
-                f"{row['residual'][23]:.1e}",
-                f"{row['spectral_radius']:.2f}",
-                ", ".join(spent),
-            ]
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        for row in result["students"].values()
+    ]
+    return markdown_table([header, *rows])
 
 
-def plot(config: ModesConfig, rows: dict[str, dict[str, Any]]) -> None:
+def evaluations(convergence: dict[str, Any]) -> str:
+    """Return the median evaluations, and whether most samples did not converge."""
+    outcomes = convergence["outcomes"]
+    most = outcomes["converged"] * 2 > sum(outcomes.values())
+    return f"{convergence['evaluations']['median']:.0f}{'' if most else ' (not)'}"
+
+
+def plot(path: Path, result: dict[str, Any]) -> None:
     """Draw FID and residual against the iterations."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 6), layout="constrained")
-    colours = plt.get_cmap("tab20")
-    for i, row in enumerate(rows.values()):
-        line = {"label": row["training"], "marker": "o", "ms": 2.5, "lw": 1.2, "color": colours(i)}
-        axes[0].plot([int(k) for k in row["fid"]], list(row["fid"].values()), **line)
-        axes[1].plot(range(1, 25), row["residual"][:24], **line)
-    axes[0].set(xlabel="iterations", ylabel="FID (training images)", yscale="log")
-    axes[0].set_yticks([15, 20, 30, 50, 100, 200, 500], minor=False)
-    axes[0].minorticks_off()
-    axes[0].yaxis.set_major_formatter("{x:g}")
-    axes[1].set(xlabel="iterations", ylabel="relative residual, median", yscale="log")
-    axes[1].axhline(1e-3, ls="--", c="black", lw=0.8)
-    lines, labels = axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=8)
-    with new_file(config.output_dir / "modes.png") as path:
-        figure.savefig(path, dpi=130, format="png")
-    plt.close(figure)
+    colours = mpl.colormaps["tab20"]
+    with new_plot(path, (11, 6), columns=2) as (figure, (left, right)):
+        for i, row in enumerate(result["students"].values()):
+            line = {"label": row["training"], "marker": "o", "ms": 2.5, "lw": 1.2}
+            line["color"] = colours(i)
+            left.plot([int(k) for k in row["fid"]], list(row["fid"].values()), **line)
+            right.plot(range(1, 25), row["residual"][:24], **line)
+        left.set(xlabel="iterations", ylabel="FID (training images)", yscale="log")
+        left.set_yticks([15, 20, 30, 50, 100, 200, 500], minor=False)
+        left.minorticks_off()
+        left.yaxis.set_major_formatter("{x:g}")
+        right.set(xlabel="iterations", ylabel="relative residual, median", yscale="log")
+        right.axhline(1e-3, ls="--", c="black", lw=0.8)
+        lines, labels = left.get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=8)

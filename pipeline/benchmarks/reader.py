@@ -1,36 +1,34 @@
-"""Speed of our reader beside webdataset's own decoding of the same pairs, and of resuming.
+"""Speed of our reader compared with webdataset's own decoding of the same pairs, and of resuming.
 
-One process, one thread, pairs per second from shards on disk to batches of floats; every way in
-turn, of which the best time counts. webdataset gets what its users write: decode, to_tuple,
-batched, without the scaling to [-1, 1] and without any check; ours compares each shard's sha256.
+One process, one thread, pairs per second from shards on disk to batches of floats; all ways take
+turns, and the fastest pass of each counts. webdataset gets what its users write: decode, to_tuple,
+batched, without scaling to [-1, 1] and without any check. Ours compares each shard's sha256.
 """
 
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import webdataset
-from torch import Tensor, nn
+from torch import Tensor
 
-from data.files import write_json
-from data.manifest import ImageFormat, count_shards, open_data_set, tar_path
-from data.reader import Order, batches
-from data.teachers.edm.precondition import Predict
-from data.teachers.settings import Sampler
-from data.teachers.teacher import Teacher
-from data.writer import describe, write_shards
+from data.manifest import ImageFormat, Manifest, open_data_set, tar_path
+from data.order import Order
+from data.pairs import Pairs
+from data.reader import batches
+from data.writer import write_given
+from get.cost import in_turns
 from get.errors import InputError
-from pipeline import cli
-from pipeline.jobs.provenance import provenance
-from pipeline.recipes.settings_make import positive
+from get.noise import draw
+from pipeline.benchmarks.results import BenchmarkConfig, save
 
 SHARDS = 8
+SHAPE, CLASSES = (3, 32, 32), 10
 ENCODINGS: dict[str, tuple[ImageFormat, bool]] = {  # name: image format, packed
     "png": ("png", False),
     "npy": ("npy", False),
@@ -41,122 +39,104 @@ FAR = 1_000_000  # a step to resume at
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReaderConfig:
+class ReaderConfig(BenchmarkConfig):
     """Compare our reader with webdataset's own decoding of the same pairs.
 
     Attributes:
-        output_dir: Where reader.json goes.
         num_pairs: Pairs written (into a temporary folder) and read; 8 shards share them.
-        batch_size: Pairs a batch, and pairs a member of the packed encodings.
-        repeats: Passes of each way, in turn, of which the best time counts.
+        batch_size: Pairs per batch, and per member of the packed encodings.
+        repeats: Passes of each way, of which the fastest counts.
     """
 
-    output_dir: Path
     num_pairs: int = 4096
     batch_size: int = 256
     repeats: int = 5
 
     def __post_init__(self) -> None:
         """Refuse numbers that do not divide."""
-        positive(num_pairs=self.num_pairs, batch_size=self.batch_size, repeats=self.repeats)
-        if self.batch_size % 8 or self.num_pairs % self.batch_size:
+        super().__post_init__()
+        if self.batch_size % SHARDS or self.num_pairs % self.batch_size:
             raise InputError(
-                f"expected batch_size a multiple of 8 that divides num_pairs, got {self.batch_size}"
-                f" and {self.num_pairs}"
+                f"expected batch_size a multiple of {SHARDS} that divides num_pairs, got "
+                f"{self.batch_size} and {self.num_pairs}"
             )
 
 
-class OneCall:
-    """The sampler of a network that makes an image in one evaluation."""
-
-    evaluations = 1
-
-    def __call__(self, predict: Predict, noise: Tensor) -> Tensor:
-        """Return what the network makes of the noise."""
-        return predict(noise, torch.zeros(len(noise)))
-
-
-def blur(network: nn.Module, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
-    """Return smooth images in [-1, 1], which PNG compresses as it does real ones."""
-    return F.interpolate(F.avg_pool2d(x, 4) * 3, scale_factor=4, mode="bicubic").tanh()
-
-
-BLUR = Teacher(  # costs nothing
-    network=nn.Identity(),
-    call=blur,
-    ode=OneCall(),
-    image_shape=(3, 32, 32),
-    num_classes=10,
-    fingerprint="blur",
-    sampler=Sampler(steps=1),
-)
-
-
 def main(config: ReaderConfig) -> None:
-    """Write the pairs in every encoding, read them in every way; write a JSON."""
+    """Write the pairs in every encoding, read them in every way; write a JSON file."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         orders = {name: write(Path(folder) / name, name, config) for name in ENCODINGS}
         steps = config.num_pairs // config.batch_size
         ways: dict[str, Callable[[], int]] = {
-            "webdataset": lambda: read_webdataset(orders["png"], config.batch_size),
-            **{name: lambda o=order: read_ours(o, steps) for name, order in orders.items()},
+            "webdataset": partial(read_webdataset, orders["png"], config.batch_size),
+            **{name: partial(read_ours, order, steps) for name, order in orders.items()},
         }
-        resumes = {
-            f"first batch at step {start}": lambda s=start: read_ours(orders["png"], 1, s)
+        resumes: dict[str, Callable[[], int]] = {
+            f"first batch at step {start}": partial(read_ours, orders["png"], 1, start)
             for start in (0, FAR)
         }
-        seconds = fastest({**ways, **resumes}, config.repeats)
+        timed = in_turns({**ways, **resumes}, config.repeats)
+        seconds = {name: min(took.wall) for name, took in timed.items()}
         stored = {
             name: tar_path(Path(folder) / name, 0).stat().st_size * SHARDS / config.num_pairs
             for name in ENCODINGS
         }
     rates = {name: config.num_pairs / seconds[name] for name in ways}
-    result: dict[str, Any] = {
+    figures = {
         "pairs": config.num_pairs,
-        "image_shape": BLUR.image_shape,
+        "image_shape": SHAPE,
         "batch_size": config.batch_size,
         "pack": config.batch_size,
         "pairs_per_second": rates,
         "over_webdataset": {name: rates[name] / rates["webdataset"] for name in ENCODINGS},
         "bytes_per_pair": stored,
         "seconds_to_first_batch": {name: seconds[name] for name in resumes},
-        **provenance(),
     }
-    write_json(config.output_dir / "reader.json", result)
+    save(config, "reader", figures)
     for name, rate in rates.items():
         print(f"{name:12} {rate:8.0f} pairs/s, {rate / rates['webdataset']:5.2f} x webdataset")
     for name in resumes:
         print(f"{name}: {seconds[name]:.3f} s")
-    print(f"reader {config.output_dir / 'reader.json'}")
 
 
 def write(folder: Path, name: str, config: ReaderConfig) -> Order:
     """Write all pairs in one encoding and return an order to read them in."""
     form, packed = ENCODINGS[name]
-    each = config.num_pairs // SHARDS
-    manifest = describe(
-        BLUR,
+    manifest = Manifest(
+        teacher="blurred noise",
+        sampler={},
+        evaluations=1,
         seed=0,
         teacher_batch_size=config.batch_size,
-        pairs_per_shard=each,
+        image_shape=SHAPE,
+        num_classes=CLASSES,
         image_format=form,
+        pairs_per_shard=config.num_pairs // SHARDS,
         pack=config.batch_size if packed else 1,
     )
     open_data_set(folder, manifest)
-    write_shards(folder, range(SHARDS), BLUR, manifest)
+    for shard in range(SHARDS):
+        first = shard * manifest.pairs_per_shard
+        noise, labels = draw(0, range(first, first + manifest.pairs_per_shard), SHAPE, CLASSES)
+        write_given(folder, shard, manifest, Pairs(noise, blurred(noise), labels))
     return Order(
         source=folder,
-        shards=count_shards(folder),
-        pairs_per_shard=each,
+        shards=SHARDS,
+        pairs_per_shard=manifest.pairs_per_shard,
         seed=0,
         streams=SHARDS,
         batch_size=config.batch_size,
     )
 
 
+def blurred(noise: Tensor) -> Tensor:
+    """Return smooth images in [-1, 1], which PNG compresses as it does real ones."""
+    return F.interpolate(F.avg_pool2d(noise, 4) * 3, scale_factor=4, mode="bicubic").tanh()
+
+
 def read_ours(order: Order, steps: int, start: int = 0) -> int:
-    """Read so many batches with a reader that has nothing in memory; return the pairs read."""
+    """Read this many batches with a reader that has nothing in memory; return the pairs read."""
     return sum(len(batch) for batch in islice(batches(order, start=start), steps))
 
 
@@ -169,18 +149,5 @@ def read_webdataset(order: Order, batch_size: int) -> int:
         .to_tuple("latent.npy", "image.png", "cls")
         .batched(batch_size)
     )
-    # pyrefly: ignore[not-iterable]  its type forgets what it is
+    # pyrefly: ignore[not-iterable]  webdataset's annotations forget the type
     return sum(len(noise) for noise, _, _ in loader)
-
-
-def fastest(ways: dict[str, Callable[[], int]], repeats: int) -> dict[str, float]:
-    """Return the least time of each, all called in turn."""
-    seconds = dict.fromkeys(ways, float("inf"))
-    with cli.progress_bar(repeats * len(ways), "reader", "pass") as bar:
-        for _ in range(repeats):
-            for name, way in ways.items():
-                began = time.perf_counter()
-                way()
-                seconds[name] = min(seconds[name], time.perf_counter() - began)
-                bar.update()
-    return seconds

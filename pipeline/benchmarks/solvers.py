@@ -1,22 +1,20 @@
-"""Our solvers and gradients beside torchdeq's: same map, same solver, same evaluations, one run.
+"""Our solvers and gradients compared with torchdeq's: same map, same solver, same evaluations.
 
-Time is the best of many calls of the two in turn, memory the most bytes of tensors alive at once
-(get/cost.py). Both run all their evaluations with stopping switched on and a tolerance that is out
-of reach. torchdeq counts differently: the evaluations that were really made are reported.
+The two take turns in one run; ratios of time are medians over all turns, memory is the most bytes
+of tensors alive at once (get/cost.py). Both spend all their evaluations: stopping is switched on,
+with a tolerance out of reach. torchdeq counts differently: the evaluations actually made are
+reported.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data.files import write_json
-from get.cost import LiveBytes
+from get.cost import LiveBytes, in_turns, median_ratio
 from get.equilibrium import (
     Anderson,
     Broyden,
@@ -29,8 +27,8 @@ from get.equilibrium import (
 )
 from get.errors import InputError
 from get.models import GET
-from pipeline.jobs.provenance import provenance
-from pipeline.recipes.settings_make import positive
+from pipeline.benchmarks.results import BenchmarkConfig, save
+from pipeline.jobs.tables import markdown as markdown_table
 
 NEVER = 1e-12  # a tolerance that float32 does not reach
 SOLVERS = {
@@ -41,41 +39,43 @@ SOLVERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SolversConfig:
+class SolversConfig(BenchmarkConfig):
     """Compare our solvers and gradients with torchdeq's on the same maps.
 
     Attributes:
-        output_dir: Where solvers.json goes.
-        batch_size: Samples a solve.
-        evaluations: Evaluations of the map a solve, forward and backward.
-        repeats: Calls of each, in turn, of which the best time counts.
+        batch_size: Samples per solve.
+        evaluations: Evaluations of the map per solve, forward and backward.
+        repeats: Turns, of one solve each.
     """
 
-    output_dir: Path
     batch_size: int = 64
     evaluations: int = 20
     repeats: int = 20
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
-        positive(batch_size=self.batch_size, repeats=self.repeats)
+        """Refuse numbers out of range."""
+        super().__post_init__()
         if self.evaluations < 4:
             raise InputError(f"expected evaluations of at least 4, got {self.evaluations}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Problem:
     """A map with everything it needs; `calls` counts its evaluations."""
 
     f: Callable[..., Tensor]
     z0: Tensor
     inputs: tuple[Tensor, ...]
-    calls: list[int]
+    calls: int = 0
 
     def __call__(self, z: Tensor, *inputs: Tensor) -> Tensor:
         """Evaluate the map."""
-        self.calls[0] += 1
+        self.calls += 1
         return self.f(z, *inputs)
+
+    def residual(self, z: Tensor) -> float:
+        """Return |f(z) - z| / |z| of a whole batch."""
+        return float((self.f(z, *self.inputs) - z).norm() / z.norm())
 
 
 def problems(batch: int) -> dict[str, Problem]:
@@ -97,8 +97,8 @@ def problems(batch: int) -> dict[str, Problem]:
     with torch.no_grad():
         z0, inputs = model.problem(normal(batch, 1, 8, 8))
     return {
-        "dense": Problem(dense, torch.zeros(batch, width), (x,), [0]),
-        "GET": Problem(model.equilibrium_map, z0, tuple(inputs), [0]),
+        "dense": Problem(dense, torch.zeros(batch, width), (x,)),
+        "GET": Problem(model.equilibrium_map, z0, inputs),
     }
 
 
@@ -107,7 +107,7 @@ def main(config: SolversConfig) -> None:
     try:
         from torchdeq import get_deq
     except ImportError as error:
-        raise InputError("expected torchdeq beside us, found none; pip install torchdeq") from error
+        raise InputError("expected the package torchdeq, got none; pip install torchdeq") from error
     n = config.evaluations
     rows = []
     for name, problem in problems(config.batch_size).items():
@@ -122,27 +122,26 @@ def main(config: SolversConfig) -> None:
             }
             for gradient, (mode, flags) in gradients.items():
                 deq = get_deq(core="sliced", **settings, **flags).train()
-
-                us = partial(solve, problem, ours, mode or Phantom(), n)
-                both = {"ours": us, "torchdeq": partial(solve_by_torchdeq, problem, deq)}
+                calls = {
+                    "ours": partial(solve, problem, ours, mode or Phantom(), n),
+                    "torchdeq": partial(solve_by_torchdeq, problem, deq),
+                }
                 row = {"problem": name, "solver": solver, "gradient": gradient}
-                rows.append(row | compare(both, problem, mode is not None, config.repeats))
-                print(describe(rows[-1]))
+                rows.append(row | compare(calls, problem, mode is not None, config.repeats))
+                print(*row.values(), "ours / torchdeq:", rows[-1]["ratio"])
     saving = compaction(config)
     print(
         f"compaction on a batch of mixed difficulty: {saving['evaluations']:.2f} of the "
         f"evaluations, {saving['seconds']:.2f} of the time"
     )
-    result = {
+    figures = {
         "batch_size": config.batch_size,
         "evaluations": n,
         "repeats": config.repeats,
         "rows": rows,
         "compaction": saving,
-        **provenance(),
     }
-    write_json(config.output_dir / "solvers.json", result)
-    print(f"solvers {config.output_dir / 'solvers.json'}")
+    save(config, "solvers", figures)
 
 
 def solve(problem: Problem, solver: Solver, gradient: Gradient, evaluations: int) -> Tensor:
@@ -166,9 +165,9 @@ def solve_by_torchdeq(problem: Problem, deq: Any) -> Tensor:
 
 @torch.no_grad()
 def compaction(config: SolversConfig) -> dict[str, float]:
-    """Return what is left of evaluations and time once converged samples leave the batch.
+    """Return the part of evaluations and time that is left if converged samples leave the batch.
 
-    Sample i contracts at a rate of its own, from 0.1 to 0.97: easy and hard ones in one batch.
+    Each sample contracts at its own rate, from 0.1 to 0.97: easy and hard ones in one batch.
     """
     dense = problems(config.batch_size)["dense"]
     rate = torch.linspace(0.1, 0.97, config.batch_size)[:, None]
@@ -176,78 +175,68 @@ def compaction(config: SolversConfig) -> dict[str, float]:
     def f(z: Tensor, x: Tensor, rate: Tensor) -> Tensor:
         return rate * dense.f(z, x)
 
-    seconds: dict[bool, float] = {True: float("inf"), False: float("inf")}
-    spent = 0.0
-    for _ in range(config.repeats):
-        for compact in seconds:
-            began = time.perf_counter()
-            solution = fixed_point(
-                f, dense.z0, inputs=(*dense.inputs, rate), max_steps=200, tol=1e-5, compact=compact
-            )
-            seconds[compact] = min(seconds[compact], time.perf_counter() - began)
-            spent = float(solution.evaluations.float().mean() / solution.evaluations.max())
-    return {"evaluations": spent, "seconds": seconds[True] / seconds[False]}
+    run = partial(fixed_point, f, dense.z0, inputs=(*dense.inputs, rate), max_steps=200, tol=1e-5)
+    calls = {"compact": partial(run, compact=True), "whole": run}
+    seconds, evaluations = in_turns(calls, config.repeats), run().evaluations
+    return {
+        "evaluations": float(evaluations.float().mean() / evaluations.max()),
+        "seconds": median_ratio(seconds["compact"].wall, seconds["whole"].wall),
+    }
+
+
+class Run:
+    """A solve and the gradient of the sum of squares of the state found, one after the other."""
+
+    def __init__(self, call: Callable[[], Tensor], differentiated: bool) -> None:
+        """Remember what solves, and whether for a gradient."""
+        self.call, self.differentiated = call, differentiated
+
+    def forward(self) -> None:
+        """Solve."""
+        with torch.set_grad_enabled(self.differentiated):
+            self.z = self.call()
+
+    def backward(self) -> None:
+        """Differentiate."""
+        self.z.square().sum().backward()
 
 
 def compare(
-    both: dict[str, Callable[[], Tensor]], problem: Problem, backward: bool, repeats: int
+    calls: dict[str, Callable[[], Tensor]], problem: Problem, backward: bool, repeats: int
 ) -> dict[str, Any]:
-    """Return evaluations, best seconds, peak bytes and last residual of the two, and ratios."""
+    """Return evaluations, seconds, peak bytes and residual of the two, and their ratios."""
+    runs = {name: Run(call, backward) for name, call in calls.items()}
     found: dict[str, dict[str, Any]] = {}
-    for name, call in both.items():
-        problem.calls[0] = 0
+    for name, run in runs.items():
+        problem.calls = 0
         with LiveBytes() as memory:
-            z = step(call, backward)
-        found[name] = {
-            "evaluations": problem.calls[0],
-            "peak_bytes": memory.peak,
-            "forward_seconds": [],
-            "backward_seconds": [],
-        }
+            run.forward()
+            if backward:
+                run.backward()
         with torch.no_grad():
-            difference = problem.f(z, *problem.inputs) - z
-            found[name]["residual"] = float(difference.norm() / z.norm())
-    for _ in range(repeats):
-        for name, call in both.items():
-            step(call, backward, found[name])
-    for figures in found.values():
-        for key in ("forward_seconds", "backward_seconds"):
-            figures[key] = min(figures[key], default=0.0)
-    us, them = found["ours"], found["torchdeq"]
-    keys = ["forward_seconds", "peak_bytes", *(["backward_seconds"] if backward else [])]
-    return {**found, "ratio": {key: us[key] / them[key] for key in keys}}
-
-
-def step(
-    call: Callable[[], Tensor], backward: bool, figures: dict[str, Any] | None = None
-) -> Tensor:
-    """Solve, and differentiate the sum of squares if asked for; note the seconds."""
-    with torch.set_grad_enabled(backward):
-        began = time.perf_counter()
-        z = call()
-        between = time.perf_counter()
-        if backward:
-            z.square().sum().backward()
-        ended = time.perf_counter()
-    if figures is not None:
-        figures["forward_seconds"].append(between - began)
-        figures["backward_seconds"].append(ended - between)
-    return z.detach()
-
-
-def describe(row: dict[str, Any]) -> str:
-    """Return one line on what was measured."""
-    ratios = ", ".join(f"{key.split('_')[0]} {value:.2f}" for key, value in row["ratio"].items())
-    spent = f"{row['ours']['evaluations']} and {row['torchdeq']['evaluations']} evaluations"
-    what = f"{row['problem']:6}{row['solver']:9}{row['gradient']:9}"
-    return f"{what} ours / torchdeq: {ratios} ({spent})"
+            residual = problem.residual(run.z)
+        found[name] = {
+            "evaluations": problem.calls,
+            "peak_bytes": memory.peak,
+            "residual": residual,
+        }
+    parts = ("forward", "backward") if backward else ("forward",)
+    timed = {f"{name} {part}": getattr(runs[name], part) for name in runs for part in parts}
+    seconds = in_turns(timed, repeats)
+    ratio = {"peak_bytes": found["ours"]["peak_bytes"] / found["torchdeq"]["peak_bytes"]}
+    for part in parts:
+        ours, theirs = (seconds[f"{name} {part}"].wall for name in ("ours", "torchdeq"))
+        ratio[f"{part}_seconds"] = median_ratio(ours, theirs)
+        found["ours"][f"{part}_seconds"] = min(ours)
+        found["torchdeq"][f"{part}_seconds"] = min(theirs)
+    return {**found, "ratio": ratio}
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Return the table of ratios, ours over torchdeq's."""
-    lines = [["map", "solver", "gradient", "forward", "backward", "peak bytes"], ["---"] * 6]
+    rows = [["map", "solver", "gradient", "forward", "backward", "peak bytes"]]
     for row in result["rows"]:
         keys = ("forward_seconds", "backward_seconds", "peak_bytes")
         ratios = [f"{row['ratio'][key]:.2f}" if key in row["ratio"] else "-" for key in keys]
-        lines.append([row["problem"], row["solver"], row["gradient"], *ratios])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([row["problem"], row["solver"], row["gradient"], *ratios])
+    return markdown_table(rows)

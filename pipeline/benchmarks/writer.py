@@ -1,77 +1,64 @@
-"""What writing pairs costs beside the teacher: images/s of the teacher alone and of the whole job.
+"""What writing pairs costs in addition to the teacher: its images/s alone, and of the whole job.
 
-Both make the same images of the same noise, in turn, in this process; the job draws the noise,
-encodes, hashes and writes besides.
+Both make the same images of the same noise, alternately, in this process; the job also draws the
+noise, encodes, hashes and writes.
 """
 
 import tempfile
-import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
-from data.files import write_json
 from data.writer import open_pairs, write_shards
+from get.cost import in_turns
 from get.noise import draw
+from pipeline.benchmarks.results import BenchmarkConfig, save
+from pipeline.jobs.pair_settings import pair_settings
 from pipeline.jobs.processes import local_device
-from pipeline.jobs.provenance import provenance
-from pipeline.make_pairs import pair_settings
-from pipeline.recipes import PAIRS
-from pipeline.recipes.settings_make import positive
+from pipeline.recipes import RECIPES
 
 
 @dataclass(frozen=True, kw_only=True)
-class WriterConfig:
+class WriterConfig(BenchmarkConfig):
     """Compare the rate of a teacher alone with that of the whole job of writing its pairs.
 
     Attributes:
-        output_dir: Where pairs.json goes.
         recipe: The recipe whose teacher and settings are used.
-        repeats: Shards written, and made without writing, in turn.
+        repeats: Shards written, and made without writing.
     """
 
-    output_dir: Path
     recipe: str = "digits"
     repeats: int = 5
 
-    def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
-        positive(repeats=self.repeats)
-
 
 def main(config: WriterConfig) -> None:
-    """Measure both rates; write a JSON."""
-    alone, job = [], []
+    """Measure both rates; write a JSON file."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = replace(pair_settings(PAIRS[config.recipe]), folder=Path(folder))
+        settings = replace(pair_settings(RECIPES[config.recipe].pairs), folder=Path(folder))
         teacher, manifest = open_pairs(settings, local_device())
         pairs, size = manifest.pairs_per_shard, manifest.teacher_batch_size
         batches = [
             draw(0, range(at, at + size), manifest.image_shape, manifest.num_classes)
             for at in range(0, pairs, size)
         ]
-        teacher(*batches[0])
-        for shard in range(config.repeats):
-            began = time.perf_counter()
-            for batch in batches:
-                teacher(*batch).cpu()
-            between = time.perf_counter()
-            write_shards(settings.folder, [shard], teacher, manifest)
-            ended = time.perf_counter()
-            alone.append(pairs / (between - began))
-            job.append(pairs / (ended - between))
-    result = {
+        shards = count()
+        calls = {
+            "teacher": lambda: [teacher(*batch).cpu() for batch in batches],
+            "job": lambda: write_shards(settings.folder, [next(shards)], teacher, manifest),
+        }
+        seconds = in_turns(calls, config.repeats)
+    alone, job = (pairs / min(seconds[name].wall) for name in calls)
+    figures = {
         "recipe": config.recipe,
         "pairs_per_shard": pairs,
         "teacher_batch_size": size,
         "repeats": config.repeats,
-        "teacher_images_per_second": max(alone),
-        "job_pairs_per_second": max(job),
-        "overhead": 1 - max(job) / max(alone),
-        **provenance(),
+        "teacher_images_per_second": alone,
+        "job_pairs_per_second": job,
+        "overhead": 1 - job / alone,
     }
-    write_json(config.output_dir / "pairs.json", result)
+    save(config, "writer", figures)
     print(
-        f"teacher alone {max(alone):.1f} images/s, whole job {max(job):.1f} pairs/s: "
-        f"overhead {result['overhead']:.1%}"
+        f"teacher alone {alone:.1f} images/s, whole job {job:.1f} pairs/s: "
+        f"overhead {figures['overhead']:.1%}"
     )
-    print(f"pairs {config.output_dir / 'pairs.json'}")

@@ -1,7 +1,7 @@
 """Freed memory, kept for the next training step instead of handed back to the system.
 
 On a CPU every step frees and takes the same hundreds of MiB. glibc hands them back, and every page
-is zeroed and mapped again; docs/measurements/benchmarks/train.json has a step's time either way.
+is zeroed and mapped again; docs/log.md has the time of a step with and without it.
 """
 
 import ctypes
