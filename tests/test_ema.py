@@ -1,3 +1,5 @@
+"""The average of weights moves as its formula says."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""8-bit, floats and PIL: there and back."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Losses on iterates: weights, kinds, gradients."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""GET and ViT: shapes, initial values, refusals."""
+
 import pytest
 import torch
 

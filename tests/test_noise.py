@@ -1,3 +1,5 @@
+"""Noise and label of index i under a seed."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""GETPipeline, as users of diffusers call it."""
+
 import json
 from typing import Literal
 

@@ -172,7 +172,7 @@ def test_pairs_that_are_not_complete_are_reported_and_no_error(tmp_path: Path):
     record_path(pairs, 4).unlink()
     plan = describe(config)
     assert "finished pairs: 256 of 320 in 4 shards" in plan
-    assert "not complete, too few to start with" in plan.splitlines()[-1]
+    assert "not complete, training could start on 3 shards" in plan.splitlines()[-1]
     record_path(pairs, 1).unlink()
     last = describe(config).splitlines()[-1]
     assert re.match(r"The pairs do not fit: expected shard 1 in .*; to make them: ", last)

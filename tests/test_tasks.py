@@ -1,3 +1,5 @@
+"""Every scheduler's way to say which share of the work a job has."""
+
 import pytest
 
 from get.errors import InputError
