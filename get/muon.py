@@ -1,8 +1,8 @@
-"""Muon: momentum whose every step is made orthogonal, for the matrices inside a network.
+"""Muon: momentum with orthogonal update matrices, for the weight matrices inside a network.
 
-torch.optim.Muon does the same one matrix at a time in bfloat16, which costs a small GET on a CPU as
-much as its gradients. Here matrices of one shape go together, in their own precision, and those
-that are stacked in one parameter (queries, keys and values) are made orthogonal one by one.
+torch.optim.Muon does the same for one matrix at a time in bfloat16, which costs a small GET on a
+CPU as much time as its gradients. Here matrices of one shape are processed together, in their own
+precision, and matrices that are stacked in one parameter (queries, keys and values) separately.
 """
 
 from collections.abc import Iterable
@@ -23,9 +23,9 @@ STEPS = 5
 class Muon(Optimizer):
     """W <- W - lr sqrt(max(1, rows / columns)) orthogonal(u) for every matrix W.
 
-    u = (1 - momentum) g + momentum m is Nesterov's look ahead on the running mean m of gradients g.
-    A parameter group's `stacked` says of how many matrices, one above the other, each of its
-    parameters is made.
+    u = (1 - momentum) g + momentum m is Nesterov's momentum, m the running mean of the gradients g.
+    `stacked` of a parameter group is the number of matrices stacked along the rows of each of its
+    parameters.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Muon(Optimizer):
         """Take matrices, or groups `{"params": ..., "stacked": n}` of them.
 
         Raises:
-            InputError: If a parameter is no matrix or cannot be cut into `stacked` equal ones.
+            InputError: If a parameter is not a matrix or not a stack of `stacked` equal ones.
         """
         super().__init__(params, {"lr": lr, "momentum": momentum, "stacked": 1})
         for group in self.param_groups:
@@ -50,32 +50,35 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # pyrefly: ignore[bad-override]  no closure
-        """Make one step; parameters without a gradient stay."""
+        """Make one step; parameters without a gradient do not change."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
+            # Nesterov's momentum: m <- momentum m + (1 - momentum) g, then u as above.
             means = [self.state[p].setdefault("mean", torch.zeros_like(p)) for p in params]
             gradients = [p.grad for p in params]
             torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
             ahead = torch._foreach_lerp(gradients, means, group["momentum"])
-            places: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+            # Take stacks apart and put matrices of one shape together.
+            parts_by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for p, u in zip(params, ahead, strict=True):
                 for part, direction in zip(
                     p.chunk(group["stacked"]), u.chunk(group["stacked"]), strict=True
                 ):
-                    places.setdefault(part.shape, []).append((part, direction))
-            for (rows, columns), found in places.items():
-                directions = orthogonal(torch.stack([direction for _, direction in found]))
+                    parts_by_shape.setdefault(part.shape, []).append((part, direction))
+            # Each `part` is a view of its parameter, so adding to it changes the parameter.
+            for (rows, columns), pairs in parts_by_shape.items():
+                directions = orthogonal(torch.stack([direction for _, direction in pairs]))
                 size = group["lr"] * max(1, rows / columns) ** 0.5
-                parts = [part for part, _ in found]
+                parts = [part for part, _ in pairs]
                 torch._foreach_add_(parts, list(directions.unbind()), alpha=-size)
 
 
 def orthogonal(g: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*batch rows columns"]:
-    """Return nearly U V^T of g = U S V^T, by five Newton-Schulz steps.
+    """Return approximately U V^T of g = U S V^T, by five Newton-Schulz steps.
 
-    Each is x <- A x + B (x x^T) x + C (x x^T)^2 x, begun at g / |g|_F.
+    A step is x <- A x + B (x x^T) x + C (x x^T)^2 x; the first x is g / |g|_F.
     """
     x = g.mT if g.shape[-2] > g.shape[-1] else g
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)

@@ -1,3 +1,5 @@
+"""The loop on maps with known iterates: stopping, outcomes, selection, unrolled gradients."""
+
 import ast
 import sys
 from functools import partial

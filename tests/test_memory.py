@@ -1,4 +1,4 @@
-"""Memory of training: what is kept, what the peak is, and that recomputing changes no gradient."""
+"""Memory of training: bytes kept, bytes at the peak, and recomputing that changes no gradient."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_a_tensor_counts_from_its_operation_until_its_last_view_is_gone():
     del x
 
 
-def test_what_was_there_before_does_not_count():
+def test_tensors_made_before_do_not_count():
     x = torch.zeros(1000)
     with LiveBytes() as memory:
         x.view(10, 100).mul_(2)
@@ -85,7 +85,7 @@ def test_phantom_and_implicit_are_flat_in_the_iterations(gradient):
     assert many.peak - few.peak < STATE
 
 
-def test_implicit_takes_85_percent_less_than_unrolling_48_iterations():
+def test_implicit_needs_85_percent_less_than_unrolling_48_iterations():
     unrolled = step(tiny_get(), 48).peak
     assert step(tiny_get(), 48, Implicit(max_steps=48, tol=0.0)).peak < 0.15 * unrolled
 

@@ -1,3 +1,5 @@
+"""The metrics on sets with known answers: closed forms, worked examples, limits."""
+
 import pytest
 import torch
 from torch import Tensor

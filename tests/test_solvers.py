@@ -1,4 +1,4 @@
-"""The solvers on maps with known fixed points: same answer, honest counts, honest failures."""
+"""The solvers on maps with known fixed points: right answers, counts, and outcomes."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_every_solver_finds_the_solution_of_a_linear_system(solver):
 
 
 def test_anderson_that_restarts_needs_no_more_than_plain_iteration_on_a_rough_map():
-    """Slopes of either sign that change with z: the textbook method wanders about there."""
+    """Slopes of both signs that change with z, where the textbook method does not converge."""
     x, a, _ = mixed_batch((1.3,) * 8)
 
     def rough(z, x, a):
@@ -223,7 +223,7 @@ def test_a_map_that_returns_another_kind_of_state_is_refused(name):
         ({"max_steps": 1, "compact": True, "keep_iterates": True}, "choose one"),
     ],
 )
-def test_stopping_rules_that_mean_nothing_are_refused(options, message):
+def test_impossible_stopping_rules_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         fixed_point(lambda z: z, torch.ones(2, 3), **options)
 
@@ -233,7 +233,7 @@ def test_stopping_rules_that_mean_nothing_are_refused(options, message):
     [torch.ones(3), torch.ones(2, 3, dtype=torch.int64), (), (torch.ones(2, 3), torch.ones(1, 3))],
 )
 @pytest.mark.usefixtures("as_users_run_it")
-def test_a_start_that_is_no_batch_of_floats_is_refused(z0):
+def test_a_start_that_is_not_a_batch_of_floats_is_refused(z0):
     with pytest.raises(ValueError, match="expected z0"):
         fixed_point(lambda z: z, z0, max_steps=1)
 
@@ -249,7 +249,7 @@ def test_a_start_that_is_no_batch_of_floats_is_refused(z0):
         (Phantom, {"damping": 2.0}),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(kind, setting):
+def test_settings_out_of_range_are_refused(kind, setting):
     with pytest.raises(ValueError, match="expected"):
         kind(**setting)
 

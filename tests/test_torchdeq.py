@@ -1,4 +1,4 @@
-"""Parity with torchdeq 0.1.0 where it is right, and a trap of it; skips where it is absent."""
+"""Parity with torchdeq 0.1.0, and one case where it is wrong; skipped if it is not installed."""
 
 from types import ModuleType
 

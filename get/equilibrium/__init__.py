@@ -1,4 +1,4 @@
-"""Fixed points: the loop, the solvers, and how a solve is differentiated. Knows only torch."""
+"""Fixed points: the loop, the solvers, and how a solve is differentiated. Imports only torch."""
 
 from get.equilibrium.anderson import Anderson as Anderson
 from get.equilibrium.broyden import Broyden as Broyden

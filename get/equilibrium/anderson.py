@@ -1,4 +1,4 @@
-"""Anderson acceleration: the mixture of the last states whose mixed residual is smallest."""
+"""Anderson acceleration: mixes the last states so that their mixed residual is smallest."""
 
 from dataclasses import dataclass
 
@@ -16,12 +16,12 @@ class Anderson:
     |sum a_i g_i|^2 under sum a_i = 1, and z <- sum a_i ((1 - damping) z_i + damping f(z_i)).
 
     Attributes:
-        memory: States remembered, at least 2.
+        memory: Number of states remembered, at least 2.
         damping: Step length in (0, 1].
         ridge: Added to the diagonal of the Gram matrix of residuals, in units of its mean.
-        restart: A sample whose residual has grown forgets its past and takes a plain step. Without
-            it the method stalls on trained GETs (docs/log.md); with it, it cannot find a fixed
-            point that plain steps flee from.
+        restart: A sample whose residual has grown clears its memory and takes a plain step. Without
+            this the method stalls on trained GETs (docs/log.md); with it, it cannot find a
+            repelling fixed point.
     """
 
     memory: int = 6
@@ -35,7 +35,11 @@ class Anderson:
             raise ValueError(f"expected memory >= 2, damping in (0, 1] and ridge >= 0, got {self}")
 
     def init(self, z: Tensor, max_steps: int) -> tuple[Tensor, ...]:
-        """Return empty rings of targets and residuals, their Gram matrix, marks of what counts."""
+        """Return the empty memory.
+
+        That is ring buffers of targets t_i = (1 - damping) z_i + damping f(z_i) and of residuals
+        g_i, the Gram matrix of the residuals, and for every slot 1 if it is in use, else 0.
+        """
         batch, dimension = z.shape
         memory = min(self.memory, max_steps)
         targets, residuals = (z.new_empty(batch, memory, dimension) for _ in range(2))
@@ -46,24 +50,34 @@ class Anderson:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the mixed state; the first step is a damped plain one."""
         targets, residuals, gram, counts = state
+
+        # Store target and residual in the oldest slot.
         memory = targets.shape[1]
         g, here, before, known = fz - z, k % memory, (k - 1) % memory, min(k + 1, memory)
         target = fz if self.damping == 1 else z + self.damping * g
         targets, residuals = put(targets, here, target), put(residuals, here, g)
+
+        # Update row and column of the Gram matrix G_ij = g_i . g_j.
         products = torch.zeros_like(counts)
         products[:, :known] = dots(residuals[:, :known], g)
         gram = put(put(gram, here, products), here, products, dim=2)
         squares = gram.diagonal(dim1=1, dim2=2)
+
+        # Restart: where |g| has grown since the last step, only the new slot stays in use.
         if self.restart and k:
             counts = counts * (squares[:, here] <= squares[:, before])[:, None]
         counts = put(counts, here, torch.ones_like(counts[:, 0]))
+
+        # Minimise a^T G a under sum a = 1: solve (G / scale + ridge I) a = 1, then divide by sum a.
+        # Slots not in use get the equation 1 * a_i = 0.
         scale = (squares.sum(1) / known).clamp_min(torch.finfo(z.dtype).tiny)
         both = counts[:, :, None] * counts[:, None]
         identity = torch.eye(memory, dtype=z.dtype, device=z.device)
-        # What does not count is cut out: weight 0 from the equation 1 * weight = 0.
         system = torch.where(
             both > 0, gram / scale[:, None, None] + self.ridge * identity, identity
         )
         weights, _ = torch.linalg.solve_ex(system, counts[:, :, None])
         weights = (weights[:, :, 0] / weights.sum(1))[:, :known]
+
+        # The next state is the same mixture of the targets.
         return combine(weights, targets[:, :known]), (targets, residuals, gram, counts)

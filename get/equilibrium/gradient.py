@@ -1,7 +1,7 @@
-"""How a fixed-point solve is differentiated, chosen by name and never silently another one.
+"""How a fixed-point solve is differentiated: always as the caller says.
 
-`Unrolled` goes through the iterations, `Phantom` through a few after the solve, `Implicit` solves
-the linear system of the implicit function theorem. All three hold in training and evaluation mode.
+`Unrolled` differentiates all iterations, `Phantom` a few after the solve, `Implicit` solves the
+linear system of the implicit function theorem. Training and evaluation mode make no difference.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from get.equilibrium.iterate import Result, Solver, iterate
 from get.equilibrium.picard import Picard
 
-Map = Callable[..., Tensor]
+Function = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,8 @@ class Unrolled:
     """Backpropagate through every evaluation of f, as GET is trained (arXiv:2401.08639).
 
     Attributes:
-        checkpoint: Store only the state of each iteration and recompute the inside of f in the
-            backward pass: same gradients, one more evaluation each, far less memory.
+        checkpoint: Store only the state of each iteration and recompute f in the backward pass:
+            the same gradients with one more evaluation per iteration and far less memory.
     """
 
     checkpoint: bool = False
@@ -40,7 +40,7 @@ class Phantom:
     Attributes:
         steps: Steps from the detached solution; 1 with damping 1 is Jacobian-free backpropagation.
         damping: Step length in (0, 1].
-        checkpoint: As in `Unrolled`, for these steps.
+        checkpoint: As in `Unrolled`.
     """
 
     steps: int = 5
@@ -62,8 +62,8 @@ class Implicit:
 
     Attributes:
         solver: Solver of the linear system.
-        max_steps: Vector-Jacobian products at most.
-        tol: Relative residual at which a sample's system is solved.
+        max_steps: Most vector-Jacobian products.
+        tol: Relative residual at which a sample's system counts as solved.
     """
 
     solver: Solver = field(default_factory=Picard)
@@ -81,13 +81,13 @@ Gradient = Unrolled | Phantom | Implicit
 
 @dataclass
 class Adjoint:
-    """What became of the backward solve of `Implicit`; empty until a backward pass has run."""
+    """The result of the backward solve of `Implicit`; None until a backward pass has run."""
 
     result: Result | None = None
 
 
-def phantom(f: Map, z: Tensor, inputs: tuple[Tensor, ...], mode: Phantom) -> Tensor:
-    """Return z after the steps of `mode`, which carry the gradient."""
+def phantom(f: Function, z: Tensor, inputs: tuple[Tensor, ...], mode: Phantom) -> Tensor:
+    """Return z after the steps of `mode`, through which the gradient flows."""
     z = z.detach()
     for _ in range(mode.steps):
         fz = recomputed(f, z, *inputs) if mode.checkpoint else f(z, *inputs)
@@ -96,7 +96,7 @@ def phantom(f: Map, z: Tensor, inputs: tuple[Tensor, ...], mode: Phantom) -> Ten
 
 
 def implicit(
-    f: Map, z: Tensor, inputs: tuple[Tensor, ...], mode: Implicit, adjoint: Adjoint
+    f: Function, z: Tensor, inputs: tuple[Tensor, ...], mode: Implicit, adjoint: Adjoint
 ) -> Tensor:
     """Return f(z), whose backward pass solves the linear system."""
     start = z.detach().requires_grad_()
@@ -105,17 +105,17 @@ def implicit(
 
 
 def recomputed(f: Callable[..., Any], *inputs: Any) -> Any:
-    """Return f(*inputs), whose inside is computed again in the backward pass; may be nested."""
+    """Return f(*inputs), which is computed again in the backward pass; calls may be nested."""
     if not torch.is_grad_enabled():
         return f(*inputs)
     return checkpoint(f, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class _Implicit(torch.autograd.Function):
-    """Identity on f(z); its backward turns g into v with v = J^T v + g.
+    """The identity on f(z), whose backward pass turns g into v with v = J^T v + g.
 
-    A function of its own for every solve: nothing is shared between two solves in one graph, and
-    the vector-Jacobian products do not pass through it again.
+    Every solve applies its own instance, so two solves in one graph share nothing, and the
+    vector-Jacobian products do not pass through it again.
     """
 
     @staticmethod
@@ -126,7 +126,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         (g,) = grad_outputs
-        if torch.is_grad_enabled():  # create_graph=True: v would be taken for a constant
+        if torch.is_grad_enabled():  # create_graph=True: v would be treated as a constant
             raise RuntimeError(
                 "expected an Implicit gradient to be differentiated once, got create_graph=True; "
                 "use Unrolled for second derivatives"

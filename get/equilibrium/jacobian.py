@@ -1,4 +1,4 @@
-"""The Jacobian J = df/dz without forming it: its Frobenius norm, as a penalty, and its spectrum."""
+"""The Jacobian J = df/dz, never formed: its Frobenius norm, as a penalty, and spectral radius."""
 
 from collections.abc import Callable
 
@@ -17,15 +17,15 @@ def jacobian_penalty(
 ) -> Float[Tensor, " batch"]:
     """Estimate |J|_F^2 / d of every sample (Hutchinson; Eq. 9, arXiv:2106.14342).
 
-    Unbiased; d is the size of one sample's state. z is taken as a constant, so the penalty is not
-    differentiated through the solve. f is differentiated twice: scaled dot-product attention needs
-    `sdpa_kernel(SDPBackend.MATH)` around this call and its backward pass.
+    The estimate is unbiased; d is the size of one sample's state. z is treated as a constant, so
+    the penalty is not differentiated through the solve. f is differentiated twice, so scaled
+    dot-product attention needs `sdpa_kernel(SDPBackend.MATH)` around this call and its backward.
 
     Args:
         f: The map, called as `f(z, *inputs)`.
-        z: Where the Jacobian is taken, the solution as a rule.
-        inputs: Further arguments of f, which the penalty's gradient reaches.
-        draws: Random vectors averaged over; 1 is enough in training.
+        z: Where the Jacobian is taken, usually the solution.
+        inputs: Further arguments of f; the penalty's gradient reaches them.
+        draws: Number of random vectors averaged over; 1 is enough in training.
         generator: Source of the vectors.
     """
     if draws < 1:
@@ -52,14 +52,14 @@ def spectral_radius(
 ) -> Float[Tensor, " batch"]:
     """Return the largest |eigenvalue| of J for every sample, by Arnoldi iteration.
 
-    Right for complex pairs, where the power method's Rayleigh quotient is not. Exact once `steps`
-    reaches the dimension of a sample's state; before that an estimate, mostly from below.
+    Correct for complex pairs, unlike the power method's Rayleigh quotient. Exact if `steps` is the
+    dimension of a sample's state; with fewer steps an estimate that is mostly too low.
 
     Args:
         f: The map, called as `f(z, *inputs)`.
-        z: Where the Jacobian is taken, the solution as a rule.
+        z: Where the Jacobian is taken, usually the solution.
         inputs: Further arguments of f.
-        steps: Vector-Jacobian products; the Krylov basis takes as many states of memory.
+        steps: Number of vector-Jacobian products; the Krylov basis keeps as many states.
         generator: Source of the first vector.
     """
     with torch.enable_grad():
@@ -79,13 +79,14 @@ def spectral_radius(
             materialize_grads=True,
             allow_unused=True,
         )
+        # Gram-Schmidt: make the product orthogonal to the basis, twice because of rounding errors.
         w, known = product.flatten(1), torch.stack(basis, dim=1)
-        for _ in range(2):  # orthogonalise twice: rounding undoes a single pass
+        for _ in range(2):
             overlap = (known @ w[:, :, None])[:, :, 0]
             w = w - (overlap[:, None] @ known)[:, 0]
             hessenberg[:, : k + 1, k] += overlap
         length = w.norm(dim=1)
-        # An invariant subspace has been found: what is left is rounding.
+        # A remainder the size of rounding errors is 0: the basis spans an invariant subspace.
         length = torch.where(
             length > 1e3 * torch.finfo(w.dtype).eps * product.flatten(1).norm(dim=1), length, 0
         )

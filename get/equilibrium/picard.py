@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Picard:
-    """Damped fixed-point iteration; keeps no state.
+    """Damped fixed-point iteration, without memory.
 
     Attributes:
         damping: Step length in (0, 1]; 1 is z <- f(z).

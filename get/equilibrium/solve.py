@@ -1,8 +1,8 @@
-"""Fixed points z = f(z, *inputs): the public face of this package.
+"""Fixed points z = f(z, *inputs): the public interface of this package.
 
-Four concerns are four arguments: the problem (`f`, `z0`, `inputs`), the solver, how the solve is
-differentiated (`gradient.py`), and when to stop. Failure is data: `Solution.outcome` tells it
-sample by sample, and the caller decides. The loop itself is in `iterate.py`.
+The arguments are independent of each other: the problem (`f`, `z0`, `inputs`), the solver, how the
+solve is differentiated (`gradient.py`), and when to stop. Failure is not an exception:
+`Solution.outcome` reports it for every sample. The loop itself is in `iterate.py`.
 """
 
 from collections.abc import Callable
@@ -33,18 +33,18 @@ State = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Solution:
-    """What `fixed_point` found.
+    """What `fixed_point` returns.
 
     Attributes:
-        z: The state returned, of the kind `z0` was. Under `Phantom` and `Implicit` with gradients
-            on it lies `steps` damped applications, or one application, past the solver's.
-        residual: Relative residual |f(z) - z| / |f(z)| of the solver's state, as measured; under
-            select="last" of the state one application before it.
+        z: The state, of the same kind as `z0`. If gradients are enabled, `Phantom` applies `steps`
+            damped steps and `Implicit` one step of f to the solver's state.
+        residual: Relative residual |f(z) - z| / |f(z)| of the solver's state; under select="last"
+            that of the state one application before it.
         evaluations: Number of evaluations of f each sample used in the solve.
         outcome: `Outcome` of each sample as an integer.
-        iterates: z_1 .. z_T in order if they were asked for, else empty.
-        trace: Relative residuals, a row an evaluation; nan where a sample had left the batch.
-        adjoint: The backward solve of `Implicit`, once a backward pass has run.
+        iterates: z_1 .. z_T in order with `keep_iterates`, else empty.
+        trace: Relative residuals, a row per evaluation; nan where a sample had left the batch.
+        adjoint: The backward solve of `Implicit`, after a backward pass.
     """
 
     z: Any
@@ -69,27 +69,27 @@ def fixed_point(
     keep_iterates: bool = False,
     compact: bool = False,
 ) -> Solution:
-    """Look for a fixed point of f, sample by sample.
+    """Search for a fixed point of f, for every sample on its own.
 
     Args:
         f: The map, called as `f(z, *inputs)`; it treats the samples of a batch independently and
             returns a state like z. Gradients reach `inputs` and whatever f closes over.
         z0: Where to start (a warm start is just another z0); batch first.
-        inputs: Per-sample tensors handed to every call of f, injections and the like.
+        inputs: Per-sample tensors passed to every call of f, such as injections.
         solver: `Picard`, `Anderson` or `Broyden`.
-        gradient: `Unrolled`, `Phantom` or `Implicit`; nothing is differentiated without gradients.
-        max_steps: Evaluations of f at most.
+        gradient: `Unrolled`, `Phantom` or `Implicit`; has no effect under `torch.no_grad`.
+        max_steps: Most evaluations of f.
         tol: A sample stops once its relative residual is at or below this; 0 never stops early.
-        select: What is returned of each sample. "best": the measured state of least relative
-            residual. "last": the state after the last step, whose residual is not known.
-            "lowest_residual": the image of the state of least absolute residual (locuslab/get).
+        select: Which state is returned for each sample. "best": the one of lowest relative residual
+            among those measured. "last": the one after the last step, whose residual is not known.
+            "lowest_residual": the one after that of lowest absolute residual (locuslab/get).
         keep_iterates: Also return every z_k.
-        compact: Samples that have stopped leave the batch: same answer, less work. Every
-            batch-sized tensor f uses must then be in `inputs`.
+        compact: Samples that have stopped leave the batch: same result, less work. Every
+            batch-sized tensor that f uses must then be in `inputs`.
 
     Raises:
         ValueError: If `max_steps` or `tol` is out of range, f returns another kind of state than
-            it was given, or `compact` is asked for where it cannot be.
+            it was given, or `compact` is combined with `keep_iterates`.
     """
     if max_steps < 1 or not tol >= 0:
         raise ValueError(f"expected max_steps >= 1 and tol >= 0, got {max_steps} and {tol}")
@@ -138,7 +138,7 @@ def fixed_point(
 
 @dataclass(frozen=True)
 class _Shapes:
-    """How a state of one or several tensors lies in a flat one (batch, dimension)."""
+    """How a state of one or several tensors is laid out in a flat one (batch, dimension)."""
 
     single: bool
     shapes: tuple[torch.Size, ...]  # of one sample
@@ -166,7 +166,7 @@ class _Shapes:
         return tuple(p.unflatten(1, s) for p, s in zip(parts, self.shapes, strict=True))
 
     def flatten_image(self, fz: State, z: Tensor) -> Tensor:
-        """Flatten what f returned, after checking that it is like the state it was given."""
+        """Flatten what f returned, after checking that it has the form of the state z."""
         parts = (fz,) if isinstance(fz, Tensor) else fz
         expected = [(len(z), *shape) for shape in self.shapes]
         found = [tuple(p.shape) for p in parts] if isinstance(parts, tuple) else type(fz).__name__
