@@ -21,7 +21,7 @@ from get.images import from_pil, to_pil, to_uint8
 def encode(
     first: int, pairs: Pairs, form: ImageFormat, pack: int = 1
 ) -> Iterator[dict[str, str | bytes]]:
-    """Yield pairs as the members of a tar, keys as webdataset wants them.
+    """Yield pairs as members of a tar, under the keys that webdataset expects.
 
     Args:
         first: Index of the first pair; the others follow.

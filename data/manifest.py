@@ -1,6 +1,6 @@
-"""A data set of pairs on disk: names of its files, manifest, records; how they are published.
+"""A data set of pairs on disk: the names of its files, its manifest, the records of its shards.
 
-    manifest.json       what made the pairs; written once, compared ever after
+    manifest.json       what made the pairs; written once, compared by every later job
     pairs-000000.tar    `<9-digit index>.latent.npy`, `.image.png` or `.image.npy`, `.cls`;
                         packed: stacks of pairs under the first one's index, labels in `.cls.npy`
     pairs-000000.json   the shard's record, published last: a shard without one does not exist
@@ -26,21 +26,21 @@ ImageFormat = Literal["png", "npy", "npy32"]
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a data set of pairs was made with; two jobs that differ here do not share a folder.
+    """What made a data set of pairs. Jobs that differ in any of it cannot share a folder.
 
     Attributes:
-        schema: Version of this contract.
+        schema: Version of this format.
         teacher: The teacher's fingerprint (weights, configuration, sampler settings).
         sampler: The sampler's settings.
-        evaluations: Network evaluations an image.
-        seed: With an index it names a pair's noise and label (`get/noise.py`).
-        teacher_batch_size: Images the teacher made at once, cut inside each shard.
+        evaluations: Network evaluations per image.
+        seed: Seed and index decide the noise and label of a pair (`get/noise.py`).
+        teacher_batch_size: Images per call of the teacher; no batch crosses the end of a shard.
         image_shape: Channels, height, width of noise and image.
         num_classes: Number of classes; None if unlabelled.
         image_format: Encoding of the images.
-        pairs_per_shard: Pairs a shard.
-        pack: Pairs a member of a tar.
-        execution: The teacher's precision and speed, where not the default.
+        pairs_per_shard: Pairs per shard.
+        pack: Pairs per member of a tar.
+        execution: Settings of the teacher's precision and speed that are not the default.
         vae: Folder or hub id whose `vae/` decodes the pairs if they are latents; None for images.
     """
 
@@ -74,7 +74,7 @@ class ShardRecord:
     Attributes:
         count: Pairs in it.
         first_index: Index of its first pair; the others follow.
-        sha256: Of the tar.
+        sha256: Hash of the tar.
         bytes: Size of the tar.
     """
 
@@ -85,7 +85,7 @@ class ShardRecord:
 
 
 class DamagedShard(InputError):
-    """A shard that is missing or not what its record says; the place answered, though."""
+    """A shard that is missing or not what its record says, in a store that answers."""
 
 
 def tar_name(shard: int) -> str:
@@ -109,10 +109,10 @@ def record_path(folder: Path, shard: int) -> Path:
 
 
 def read_manifest(folder: Source) -> Manifest:
-    """Read and check the manifest of a data set, wherever it lies.
+    """Read and check the manifest of a data set in any store.
 
     Raises:
-        InputError: If there is none, or it is of another schema.
+        InputError: If there is none, or it has another schema.
     """
     try:
         fields = json.loads(open_store(folder).read("manifest.json"))
@@ -136,11 +136,11 @@ def read_manifest(folder: Source) -> Manifest:
 def open_data_set(folder: Path, manifest: Manifest) -> None:
     """Create a data set, or check that the one in `folder` was made with the same settings.
 
-    Any number of writers may call this at the same time: the first creates the manifest
-    exclusively, the others compare.
+    Any number of writers may call this at the same time: the first one creates the manifest, the
+    others compare theirs with it.
 
     Raises:
-        InputError: If the settings differ, showing how.
+        InputError: If the settings differ; the message lists the differences.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manifest.json"
@@ -149,12 +149,12 @@ def open_data_set(folder: Path, manifest: Manifest) -> None:
     try:
         sync(temporary)
         os.link(temporary, path)
-    except (FileExistsError, FileNotFoundError):  # the latter: tidied up by another writer
+    except (FileExistsError, FileNotFoundError):  # the latter: another writer has tidied up
         old, new = asdict(read_manifest(folder)), asdict(manifest)
         different = [
             f"{k} was {old[k]!r}, is {new[k]!r}"
             for k in new
-            if old[k] != new[k] and k != "vae"  # the fingerprint names the teacher, not its place
+            if old[k] != new[k] and k != "vae"  # a teacher may move: its fingerprint is compared
         ]
         if different:
             raise InputError(
@@ -169,7 +169,7 @@ def read_record(folder: Source, shard: int) -> ShardRecord | None:
     """Return the record of a shard, or None if the shard does not exist (yet).
 
     Raises:
-        DamagedShard: If it is no record.
+        DamagedShard: If the record cannot be read.
     """
     store = open_store(folder)
     try:
@@ -189,18 +189,18 @@ def publish(folder: Path, shard: int, temporary: Path, record: ShardRecord) -> N
     record_file = record_path(folder, shard)
     try:
         temporary.replace(tar_path(folder, shard))
-        sync(folder)  # or a power cut might keep the record and lose the tar
+        sync(folder)  # a power cut must not keep the record and lose the tar
         write_json(record_file, asdict(record))
         sync(folder)
     except FileNotFoundError:
-        if not record_file.exists():  # or else another writer was first and has tidied up
+        if not record_file.exists():  # if it does, another writer was first and has tidied up
             raise
 
 
 def tidy(folder: Path) -> None:
-    """Remove the temporary files killed writers have left of what exists by now.
+    """Delete temporary files of killed writers whose shard, record or manifest exists by now.
 
-    A writer that is still at work on one of them has lost nothing: its shard is there.
+    A writer that still works on one of them loses nothing, because its shard exists.
     """
     for path in folder.glob(".*.tmp"):
         if (folder / path.name[1:].rsplit(".", 2)[0]).exists():
@@ -210,11 +210,11 @@ def tidy(folder: Path) -> None:
 def count_shards(folder: Source) -> int:
     """Return the number of finished shards.
 
-    A local folder is listed; elsewhere records are looked up by doubling and bisection, which
-    cannot see a gap (whoever reads the missing shard will).
+    A local folder is listed. Elsewhere records are looked up by doubling and bisection, which
+    cannot notice a missing shard among others (reading it will).
 
     Raises:
-        InputError: If there is a gap: a later shard is finished and an earlier one is not.
+        InputError: If a shard is missing although a later one is finished.
     """
     store = open_store(folder)
     store = store.store if isinstance(store, Cached) else store
@@ -231,7 +231,7 @@ def count_shards(folder: Source) -> int:
 
 
 def _count_unlisted(store: Store) -> int:
-    """Return n where shard n - 1 exists and shard n does not."""
+    """Return a number n such that shard n - 1 exists and shard n does not."""
 
     def exists(shard: int) -> bool:
         return read_record(store, shard) is not None

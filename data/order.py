@@ -1,16 +1,17 @@
 """Which pairs make up which batch: a pure function of (seed, step), so resuming is arithmetic.
 
-    epochs   every epoch is a random permutation of the shards; one follows the other without end
-    streams  this endless list is dealt out to S streams like cards: entry e goes to stream e mod S
-    pairs    a stream reads its shards one after the other, each in a random order of its own
-    batch    every stream gives the same number of pairs to every batch, in order of the streams
+    epochs   An epoch is a random permutation of the shards. Epoch follows epoch without end.
+    streams  This endless list is dealt like cards to S streams: entry e goes to stream e mod S.
+    pairs    A stream reads its shards one after the other, each in a random order of its own.
+    batch    Every stream gives the same number of pairs to every batch, in order of the streams.
 
-Processes and loader workers share the streams, so their number does not change a batch. Epochs
-overlap where S does not divide the number of shards: some streams have begun the next epoch while
-others finish the last shards of this one. A round is what all streams read at the same time, a
-shard each. If a shard comes twice in a round, the second reading runs half a shard behind the
-first one (in general 1/n of a shard for n readings), so a batch has no pair twice unless it takes
-more pairs of that shard than there are.
+Processes and loader workers share the streams, so their number does not change a batch.
+
+S need not divide the number of shards. If it does not, epochs overlap: some streams begin the next
+epoch while others finish the last shards of this one. Call the S shards that the streams read at
+the same time a round. A shard may then come twice in a round (or more often, if there are fewer
+shards than streams). All its readers use the same order of its pairs, but start at different
+places, equally far apart: so a batch contains no pair twice if the shard has enough pairs.
 """
 
 from collections.abc import Collection

@@ -108,8 +108,8 @@ class _Chunks(IterableDataset):
 class _Shards:
     """A cache of decoded shards that drops the least recently used ones.
 
-    It keeps at least `at_least` shards: with fewer than it has streams, a process would decode
-    shards again and again.
+    At least `at_least` shards are kept: a process reads one per stream at the same time, and with
+    fewer in memory it would decode each of them again for every batch.
     """
 
     def __init__(self, order: Order, at_least: int) -> None:

@@ -5,10 +5,10 @@
     s3://bucket/pairs, gs://..., memory://    anything fsspec knows, once its package is installed
     pipe:aws s3 cp s3://bucket/pairs/{} -     a command; {} is the file's name, stdout its content
 
-A data set is only ever read by name (names are computable), so nothing here lists or writes one.
-A cache keeps whole shards on a local disk; nothing is ever deleted from it, so it needs the room
-of the data set. Stores hold no connections and may be sent to other processes.
-Next: pairs.py says what the files are.
+Files of a data set are read by their names, which are known, so stores need not list files.
+A cache keeps shards on a local disk. Nothing is deleted from it, so it needs as much space as the
+data set. Stores hold no connections and can be sent to other processes. manifest.py says what the
+files are.
 """
 
 import re
@@ -30,8 +30,8 @@ from get.errors import InputError
 
 TIMEOUT = 30.0  # seconds a web server may be silent
 DELAYS = (0.5, 2.0, 8.0)  # seconds before each new attempt at a web server
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # what a web server may say and then recover from
-ABSENT = re.compile(  # but a network may say "no such host"
+TEMPORARY = {408, 425, 429, 500, 502, 503, 504}  # HTTP codes after which to try again
+ABSENT = re.compile(  # how common tools say that a file is missing; "no such host" is not that
     r"no such (?!host)|(?<!host )not found|\b404\b|does not exist|matched no|no urls matched", re.I
 )
 
@@ -40,7 +40,7 @@ class Store(ABC):
     """A place that files are read from by name.
 
     Attributes:
-        source: What the user called it.
+        source: The user's name for it.
     """
 
     def __init__(self, source: str) -> None:
@@ -48,7 +48,7 @@ class Store(ABC):
         self.source = source
 
     def __str__(self) -> str:
-        """Return what the user called it."""
+        """Return the user's name for it."""
         return self.source
 
     @abstractmethod
@@ -58,19 +58,18 @@ class Store(ABC):
         Raises:
             FileNotFoundError: If the store answers that there is no such file.
             OSError: If a local disk fails.
-            InputError: If a remote store does not answer, or does not allow it; that says nothing
-                about the file.
+            InputError: If a remote store does not answer or refuses; the file may exist.
         """
 
     @abstractmethod
     def place(self, name: str) -> str:
-        """Return where a file lies, for messages."""
+        """Return the place of a file, for messages."""
 
     def read_whole(self, name: str, size: int, digest: str) -> bytes:
-        """Return the content of a file that has this size and sha256.
+        """Return the content of a file that must have this size and sha256.
 
         Raises:
-            ValueError: If it has another.
+            ValueError: If it does not.
         """
         data = self.read(name)
         if len(data) != size:
@@ -98,14 +97,14 @@ class Folder(Store):
 
 
 class Web(Store):
-    """Files below an http(s) address; a query string, such as a token, is sent with each name."""
+    """Files below an http(s) address; a query string, such as a token, is sent every time."""
 
     def read(self, name: str) -> bytes:
-        """Download a file, again after what may pass (5xx, time-outs, cut connections)."""
+        """Download a file; try again after temporary errors (5xx, time-outs, cut connections)."""
         address = self.place(name)
         if query := urlsplit(self.source).query:
             address = f"{address}?{query}"
-        told = ""
+        problem = ""
         for delay in (0.0, *DELAYS):
             time.sleep(delay)
             try:
@@ -115,12 +114,12 @@ class Web(Store):
                 error.close()
                 if error.code in (404, 410):
                     raise FileNotFoundError(f"HTTP {error.code}") from None
-                told = f"HTTP {error.code} {error.reason}"
-                if error.code not in PASSING:
+                problem = f"HTTP {error.code} {error.reason}"
+                if error.code not in TEMPORARY:
                     break
             except (HTTPException, OSError) as error:  # IncompleteRead, URLError, a time-out
-                told = f"{type(error).__name__}: {error}"
-        raise _unreachable(self.place(name), told)
+                problem = f"{type(error).__name__}: {error}"
+        raise _unreachable(self.place(name), problem)
 
     def place(self, name: str) -> str:
         """Return the address without its query, which may be a secret."""
@@ -129,13 +128,13 @@ class Web(Store):
 
 
 class ObjectStore(Store):
-    """Whatever fsspec has a file system for; see its documentation for credentials."""
+    """Any file system of fsspec; see its documentation for credentials."""
 
     def __init__(self, source: str) -> None:
         """Find the file system.
 
         Raises:
-            InputError: If fsspec knows none, or its package is not installed.
+            InputError: If fsspec has none, or its package is not installed.
         """
         super().__init__(source)
         try:
@@ -171,18 +170,18 @@ class ObjectStore(Store):
 
 
 class Pipe(Store):
-    """What a shell command prints.
+    """The output of a shell command.
 
-    A command that fails is taken to say "there is no such file" if its last words are those of a
-    common tool (cat, curl, aws, gsutil, gcloud, az, rclone, hdfs); any other failure is an error.
-    Of a pipeline the shell reports the last command only; a cut file is recognised all the same.
+    If the command fails, its last line on stderr decides: a missing file if it says so in the words
+    of a common tool (cat, curl, aws, gsutil, gcloud, az, rclone, hdfs), otherwise an error. The
+    exit code of a pipeline is that of its last command, but incomplete files are noticed anyway.
     """
 
     def __init__(self, source: str) -> None:
-        """Check that the command has a place for the name.
+        """Check that the command contains {}.
 
         Raises:
-            InputError: If it has none.
+            InputError: If it does not.
         """
         super().__init__(source)
         if "{}" not in source:
@@ -195,29 +194,30 @@ class Pipe(Store):
         """Run the command.
 
         Raises:
-            InputError: If it fails otherwise than for want of the file.
+            FileNotFoundError: If it says that there is no such file.
+            InputError: If it fails in another way.
         """
         command = self.place(name).removeprefix("pipe:")
         done = subprocess.run(command, shell=True, capture_output=True, stdin=subprocess.DEVNULL)
         if done.returncode == 0:
             return done.stdout
-        words = done.stderr.decode(errors="replace").strip().splitlines() or [""]
-        # The shell says "not found" of commands too, with these two codes.
-        said = words[-1].replace(name, "")  # pairs-000404.tar says nothing
-        if done.returncode not in (126, 127) and ABSENT.search(said):
-            raise FileNotFoundError(words[-1])
-        raise _unreachable(self.place(name), f"exit code {done.returncode}: {words[-1]}")
+        message = (done.stderr.decode(errors="replace").strip().splitlines() or [""])[-1]
+        # With codes 126 and 127 the shell says "not found" of the command. The name is left out
+        # of the search: pairs-000404.tar would look like HTTP 404.
+        if done.returncode not in (126, 127) and ABSENT.search(message.replace(name, "")):
+            raise FileNotFoundError(message)
+        raise _unreachable(self.place(name), f"exit code {done.returncode}: {message}")
 
     def place(self, name: str) -> str:
-        """Return the command with the name in its place."""
+        """Return the command with the file's name."""
         return self.source.replace("{}", shlex.quote(name))
 
 
 class Cached(Store):
-    """Another store whose large files are kept in a local folder.
+    """A store whose large files are kept in a local folder.
 
-    Any number of processes may fill it: a file appears under its name once it is whole and has
-    been compared with its sha256, and it is compared again whenever it is read.
+    Any number of processes may fill it: a file appears under its name once it is complete and its
+    sha256 is right, and the sha256 is checked again whenever it is read.
     """
 
     def __init__(self, store: Store, folder: Path) -> None:
@@ -226,19 +226,19 @@ class Cached(Store):
         self.store, self.folder = store, folder
 
     def read(self, name: str) -> bytes:
-        """Read from the store: small files may change and are not kept."""
+        """Read from the store: small files may change and are not cached."""
         return self.store.read(name)
 
     def place(self, name: str) -> str:
-        """Return where the store has it."""
+        """Return the place of a file in the store."""
         return self.store.place(name)
 
     def read_whole(self, name: str, size: int, digest: str) -> bytes:
-        """Return the kept file if it is whole, else the store's, and keep that."""
+        """Return the cached file if it is undamaged, else that of the store, and cache it."""
         path = self.folder / name
         try:
             return Folder(self.folder).read_whole(name, size, digest)
-        except (OSError, ValueError):  # not there yet, or damaged since
+        except (OSError, ValueError):  # not in the cache, or damaged there
             data = self.store.read_whole(name, size, digest)
         temporary = hidden_path(path)
         try:
@@ -262,11 +262,11 @@ def open_store(source: Source, cache: Path | None = None) -> Store:
     """Return the store that a path or address names; a store is returned as it is.
 
     Args:
-        source: See the head of this file.
-        cache: A local folder that keeps shards; data sets get folders of their own in it.
+        source: See the top of this file.
+        cache: A local folder that keeps shards; every data set has a folder of its own in it.
 
     Raises:
-        InputError: If the source cannot be opened; with a cache, if it does not answer.
+        InputError: If the source cannot be opened, or, with a cache, does not answer.
     """
     store = source if isinstance(source, Store) else _named(source)
     if cache is None or isinstance(store, Cached):
@@ -274,7 +274,7 @@ def open_store(source: Source, cache: Path | None = None) -> Store:
     try:
         manifest = store.read("manifest.json")
     except OSError:
-        manifest = b""  # whoever reads it will say so
+        manifest = b""  # `read_manifest` reports it
     name = sha256(store.source.encode() + b"\0" + manifest).hexdigest()[:16]
     return Cached(store, cache / name)
 
@@ -292,8 +292,8 @@ def _named(source: str | Path) -> Store:
     return Folder(Path(text))
 
 
-def _unreachable(place: str, told: str) -> InputError:
+def _unreachable(place: str, problem: str) -> InputError:
     return InputError(
-        f"expected to read {place}, got {told}; check address, access and network, "
+        f"expected to read {place}, got {problem}; check address, access and network, "
         "then run the same command again"
     )

@@ -1,22 +1,22 @@
 """The members of a tar, read strictly from memory.
 
-A shard is a plain POSIX (ustar) archive of regular files with short names. General readers stop
-silently at much that is damage (a cut between members, a bad checksum); this one raises. It also
-takes a fiftieth of the time a member.
+A shard is a plain POSIX (ustar) archive of regular files with short names. Python's tarfile takes
+some damage (a cut between members, a bad checksum) for the end of the archive; this reader raises.
+It also needs a fiftieth of the time per member.
 """
 
 from collections.abc import Iterator
 
 BLOCK = 512
 CHECKSUM = slice(148, 156)  # of a header
-SPACES = 8 * ord(" ")  # what the checksum counts for in itself
+SPACES = 8 * ord(" ")  # the checksum is computed as if its own field were spaces
 
 
 def members(data: bytes) -> Iterator[tuple[str, memoryview]]:
     """Yield name and content (a view of `data`) of every member, in order.
 
     Raises:
-        ValueError: If the archive is anything but whole and plain.
+        ValueError: If the archive is not complete and plain.
     """
     if len(data) % BLOCK:
         raise ValueError(f"a tar of {len(data)} bytes, no whole blocks")
@@ -36,10 +36,10 @@ def members(data: bytes) -> Iterator[tuple[str, memoryview]]:
 
 
 def samples(data: bytes) -> Iterator[dict[str, str | memoryview]]:
-    """Yield consecutive members with the same key (up to the first dot) as one sample each.
+    """Yield each run of members with the same key (the name up to the first dot) as one sample.
 
     Raises:
-        ValueError: If the archive is anything but whole and plain, or a key comes again later.
+        ValueError: If the archive is not complete and plain, or a key comes again later.
     """
     sample: dict[str, str | memoryview] = {}
     keys = set()
@@ -61,10 +61,13 @@ def _parse(header: bytes, at: int) -> tuple[str, int]:
     """Return name and size of a member."""
     try:
         name = header[:100].rstrip(b"\0").decode("ascii")
-        size, told = int(header[124:136].rstrip(b"\0 "), 8), int(header[CHECKSUM].rstrip(b"\0 "), 8)
+        size, checksum = (
+            int(header[124:136].rstrip(b"\0 "), 8),
+            int(header[CHECKSUM].rstrip(b"\0 "), 8),
+        )
     except ValueError as error:
         raise ValueError(f"no tar header at byte {at}") from error
-    if sum(header) - sum(header[CHECKSUM]) + SPACES != told:
+    if sum(header) - sum(header[CHECKSUM]) + SPACES != checksum:
         raise ValueError(f"a wrong checksum at byte {at}")
     plain = header[257:263] == b"ustar\0" and header[156:157] == b"0" and header[345] == 0
     if not plain or not name or "/" in name:

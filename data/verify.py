@@ -1,4 +1,4 @@
-"""Is a data set of pairs whole and true? Every shard against its record, pairs against the teacher.
+"""Check a data set: every shard against its record, and pairs against the teacher.
 
 `pipeline/verify_pairs.py` is the command.
 """
@@ -18,9 +18,9 @@ from get.noise import draw
 
 
 def find_damage(folder: Path, shard: int, manifest: Manifest) -> str | None:
-    """Return what is wrong with a finished shard, or None if it is whole.
+    """Return what is wrong with a finished shard, or None if nothing is.
 
-    Bytes are compared with the record's size and hash, names and shapes with the manifest.
+    Its bytes are compared with size and hash in the record, names and shapes with the manifest.
     """
     path = tar_path(folder, shard)
     try:
@@ -74,13 +74,13 @@ class Difference:
 
     Attributes:
         noise: Whether noise and labels are bitwise those of their indices.
-        highest: Largest difference of a pixel, in 8-bit levels.
-        share: Share of pixels that differ by more than a level.
+        largest: Largest difference of a pixel, in 8-bit levels.
+        fraction: Fraction of the pixels that differ by more than one level.
     """
 
     noise: bool
-    highest: float
-    share: float
+    largest: float
+    fraction: float
 
 
 def compare_with_teacher(
@@ -88,8 +88,8 @@ def compare_with_teacher(
 ) -> Difference:
     """Make one teacher batch of a shard again and compare.
 
-    The batch is cut as it was in writing, so on the same hardware and versions the difference is
-    0; elsewhere a deterministic sampler agrees to about a level.
+    It is the same batch as in writing, so on the same hardware and versions the difference is 0;
+    elsewhere a deterministic sampler differs by about one level.
     """
     size, total = manifest.teacher_batch_size, manifest.pairs_per_shard
     at = slice(batch * size, min((batch + 1) * size, total))
@@ -103,6 +103,6 @@ def compare_with_teacher(
     if manifest.image_format == "png":
         images = images.clamp(-1, 1)
     levels = (images - stored.images).abs() * 127.5
-    if manifest.image_format == "png":  # half a level is rounding
+    if manifest.image_format == "png":  # rounding to 8 bits accounts for half a level
         levels = (levels - 0.5).clamp_min(0)
     return Difference(same, float(levels.max()), float((levels > 1).double().mean()))

@@ -1,8 +1,8 @@
-"""Let a teacher write noise/image pairs into sharded webdatasets.
+"""Let a teacher write noise/image pairs in shards that any webdataset reader can read.
 
-Any number of these jobs may run at once, as Slurm arrays, under srun, torchrun or a shell loop:
-shards are dealt by task, jobs never talk to each other, and running one again writes only what is
-missing. Next: verify_pairs.py, train.py.
+Any number of these jobs may run at once, as a Slurm array, under srun or torchrun, or in a shell
+loop. Every task has its own shards, jobs do not communicate, and a job that runs again writes only
+the missing shards. Next: verify_pairs.py, train.py.
 """
 
 from pipeline import cli
@@ -10,7 +10,6 @@ from pipeline.recipes.recipe import pairs
 
 if __name__ == "__main__":
     cli.check_arguments(pairs)
-
 
 import os
 import sys
@@ -25,7 +24,7 @@ from pipeline.recipes.settings_make import PairsConfig
 
 
 def main(config: PairsConfig) -> None:
-    """Write this task's share of the shards that are missing."""
+    """Write those missing shards that belong to this task."""
     task, tasks = share(config.task_index, config.num_tasks, os.environ)
     settings = pair_settings(config)
     teacher, manifest = open_pairs(settings, local_device())
@@ -34,7 +33,7 @@ def main(config: PairsConfig) -> None:
     mine = [i for i in shards[task::tasks] if read_record(folder, i) is None]
     if not mine:
         tidy(folder)
-        print(f"{left(config)}; nothing to do for task {task} of {tasks}")
+        print(f"{status(config)}; nothing to do for task {task} of {tasks}")
         return
 
     began = time.perf_counter()
@@ -45,18 +44,18 @@ def main(config: PairsConfig) -> None:
 
         def progress(count: int) -> None:
             bar.update(count)
-            if signals.received:  # the shard in hand is dropped, as if it had never been begun
+            if signals.received:  # the unfinished shard is deleted
                 bar.close()
-                signals.exit(signals.received, left(config))
+                signals.exit(signals.received, status(config))
 
         write_shards(folder, mine, teacher, manifest, progress)
     tidy(folder)
     rate = total / (time.perf_counter() - began)
-    print(f"wrote {len(mine)} shards, {rate:.0f} pairs/s; {left(config)}", file=sys.stderr)
+    print(f"wrote {len(mine)} shards, {rate:.0f} pairs/s; {status(config)}", file=sys.stderr)
 
 
-def left(config: PairsConfig) -> str:
-    """Say how far the whole data set is."""
+def status(config: PairsConfig) -> str:
+    """Say how many shards of the data set exist, whichever task wrote them."""
     shards = range(config.num_pairs // config.pairs_per_shard)
     done = sum(record_path(config.output_dir, i).exists() for i in shards)
     rest = f", {len(shards) - done} are left" if done < len(shards) else ""

@@ -1,7 +1,7 @@
 """Check a data set of pairs: `python -m pipeline.verify_pairs DIR [--deep --teacher TEACHER]`.
 
-Counts, names, sizes and hashes of every shard; with `--deep` the teacher makes a sample of the
-pairs again. Exit code 0 if all is whole and true, 1 if something is not.
+Numbers, names, sizes and hashes of every shard are checked; with `--deep` the teacher makes some
+of the pairs again. The exit code is 0 if everything is right and 1 if something is not.
 """
 
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ from pipeline import cli
 from pipeline.jobs.processes import local_device
 from pipeline.recipes.settings_make import positive
 
-SHOWN = 20  # damaged shards that are named
+SHOWN = 20  # damaged shards that messages name
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Check that a data set of pairs is whole, and that its teacher made it.
+    """Check that a data set of pairs is undamaged, and that its teacher made it.
 
     Attributes:
         folder: The data set.
-        deep: Let the teacher make a sample of its batches again.
+        deep: Let the teacher make some of its batches again.
         teacher: The teacher, for `deep`.
-        batches: Teacher batches made again.
-        tolerance: Share of pixels that may differ by more than an 8-bit level: other hardware or
-            versions round otherwise.
+        batches: Number of teacher batches made again.
+        tolerance: Fraction of the pixels that may differ by more than one 8-bit level, because
+            other hardware and versions round differently.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -48,7 +48,7 @@ class VerifyConfig:
 
 
 def main(config: VerifyConfig) -> None:
-    """Check every shard, then a sample of the pairs."""
+    """Check every shard, then some pairs."""
     manifest = read_manifest(config.folder)
     finished = [int(path.stem[6:]) for path in config.folder.glob("pairs-*.json")]
     if not finished:
@@ -76,9 +76,9 @@ def main(config: VerifyConfig) -> None:
 
 
 def compare(config: VerifyConfig, manifest: Manifest, shards: int) -> None:
-    """Let the teacher make a sample of its batches again."""
+    """Let the teacher make some of its batches again."""
     if config.teacher is None:
-        raise InputError("expected --teacher beside --deep, got none; name who made the pairs")
+        raise InputError("expected --teacher with --deep, got none; name the one of these pairs")
     sampler, execution = Sampler(**manifest.sampler), Execution(**manifest.execution)
     teacher = open_teacher(config.teacher, sampler, local_device(), execution)
     if teacher.fingerprint != manifest.teacher:
@@ -87,20 +87,22 @@ def compare(config: VerifyConfig, manifest: Manifest, shards: int) -> None:
         )
     batches = -(-manifest.pairs_per_shard // manifest.teacher_batch_size)
     chosen = np.random.default_rng(0).integers((shards, batches), size=(config.batches, 2))
-    highest, share, noise = 0.0, 0.0, True
-    for shard, batch in chosen.tolist():
-        found = compare_with_teacher(config.folder, shard, batch, teacher, manifest)
-        highest, share = max(highest, found.highest), max(share, found.share)
-        noise = noise and found.noise
+    differences = [
+        compare_with_teacher(config.folder, shard, batch, teacher, manifest)
+        for shard, batch in chosen.tolist()
+    ]
+    noise = all(difference.noise for difference in differences)
+    largest = max(difference.largest for difference in differences)
+    fraction = max(difference.fraction for difference in differences)
     print(
         f"{config.batches} teacher batches made again: noise and labels "
-        f"{'the same' if noise else 'DIFFERENT'}; pixels differ by up to {highest:.3f} levels of "
-        f"256, {share:.2%} of them by more than one"
+        f"{'the same' if noise else 'DIFFERENT'}; pixels differ by up to {largest:.3f} levels of "
+        f"256, {fraction:.2%} of them by more than one"
     )
-    if not noise or share > config.tolerance:
+    if not noise or fraction > config.tolerance:
         raise cli.Failed(
             f"expected the pairs of {config.folder} from {config.teacher}, got others; "
-            "--tolerance is the share of pixels that may differ by more than one level"
+            "--tolerance is the fraction of pixels that may differ by more than one level"
         )
 
 

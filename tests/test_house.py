@@ -26,7 +26,7 @@ PACKAGES = ("get", "data", "pipeline")
 SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").glob("*.py"))
 HOMES = {  # third party: the only places that import it
-    "webdataset": ("data/writer.py", "pipeline/benchmarks/reader.py"),
+    "webdataset": ("data/open_shard.py", "pipeline/benchmarks/reader.py"),
     "torch_fidelity": ("get/metrics/",),
     "accelerate": ("pipeline/",),
     "tyro": ("pipeline/",),

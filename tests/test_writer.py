@@ -1,4 +1,4 @@
-"""Writing many shards at once, being killed at it, and the one pure call of it all."""
+"""Writers that are killed, meet a full disk or lose their folder; one pure call per shard."""
 
 import multiprocessing
 import random
@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import SHIPPED, writer
+from data import SHIPPED
 from data.manifest import Manifest, count_shards, open_data_set, read_record, tidy
+from data.open_shard import OpenShard
 from data.teachers.settings import Sampler
 from data.writer import PairSettings, describe, generate_shard, write_shards
 from get.errors import InputError
@@ -139,7 +140,7 @@ def test_encoding_overlaps_the_next_teacher_batch(tmp_path, monkeypatch):
             encoded.set()
         return iter(())
 
-    monkeypatch.setattr("data.writer.encode", slow_encode)
+    monkeypatch.setattr("data.open_shard.encode", slow_encode)
     teacher = Asked()
     settings = manifest(teacher, pairs_per_shard=24)
     open_data_set(tmp_path, settings)
@@ -154,14 +155,14 @@ def test_a_full_disk_ends_with_the_name_of_the_shard_and_leaves_nothing(tmp_path
     write_shards(tmp_path, [0], teacher, settings)
     before = contents(tmp_path)
 
-    write = writer._OpenShard.write
+    write = OpenShard.write
 
-    def full(shard: writer._OpenShard, data: bytes) -> int:
+    def full(shard: OpenShard, data: bytes) -> int:
         if shard.bytes + len(data) > 2000 and not shard.dropped:
             raise OSError(28, "No space left on device")
         return write(shard, data)
 
-    monkeypatch.setattr("data.writer._OpenShard.write", full)
+    monkeypatch.setattr(OpenShard, "write", full)
     with pytest.raises(OSError, match=r"No space left on device.*pairs-000001\.tar"):
         write_shards(tmp_path, [1, 2], teacher, settings)
     assert contents(tmp_path) == before

@@ -1,6 +1,6 @@
-"""Real images: what teachers and feature networks learn from, and what FID compares with.
+"""Real images: teachers and feature networks learn from them, and FID compares with them.
 
-`digits.py` and `photos.py` are embedded sets, `folder.py` reads pictures of the user's own.
+`digits.py` and `photos.py` are embedded sets, `folder.py` reads the user's own pictures.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def real_images(name: str, split: Split) -> Labelled:
         split: Which part.
 
     Raises:
-        InputError: If the folder is missing or cannot serve.
+        InputError: If the folder is missing or its pictures cannot be used.
     """
     match name:
         case "digits":

@@ -1,7 +1,7 @@
 """The embedded real data set: scikit-learn's 1,797 handwritten digits (8x8 grey, 10 classes).
 
-Split once and for all into 1,400 for training (teacher and feature network see no others) and 397
-held out. Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
+1,400 are for training (teacher and feature network see no others) and 397 are held out; this split
+never changes. Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ TRAINING = 1400
 def digits(split: Split) -> Labelled:
     """Return one part of the split: float32 images in [-1, 1] and int64 labels.
 
-    The order is that of raw Philox numbers under key 0, which no numpy release changes.
+    They are shuffled by raw Philox numbers, which are the same in every release of numpy.
     """
     from sklearn.datasets import load_digits
 

@@ -1,4 +1,4 @@
-"""Pictures of the user's own: square, of one size, a sub-folder a class."""
+"""The user's own pictures: square, all of one size, one sub-folder per class."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ def pictures(root: Path, split: Split) -> Labelled:
     Its sub-folders, sorted by name, are the classes; without sub-folders there is one class.
 
     Raises:
-        InputError: If the folder is missing, holds fewer than 10 pictures, damaged ones, or several
-            sizes.
+        InputError: If the folder is missing, or its pictures are fewer than 10, damaged, not
+            square, or of several sizes.
     """
     if not root.is_dir():
         raise InputError(

@@ -1,0 +1,108 @@
+"""A shard while it is being written: it appears complete, with its record, or not at all.
+
+The tar is written under a temporary name, synced and renamed; only then the record follows. A
+shard without a record does not exist, so a job that is killed leaves no damaged shard.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import torch
+from webdataset.writer import TarWriter
+
+from data.codec import encode
+from data.files import hidden_path
+from data.manifest import Manifest, ShardRecord, publish, tar_path
+from data.pairs import Pairs
+from get.errors import InputError
+
+
+class OpenShard:
+    """A tar under a temporary name that becomes a shard or is deleted."""
+
+    def __init__(self, folder: Path, shard: int, manifest: Manifest) -> None:
+        """Create the file.
+
+        Args:
+            folder: The data set.
+            shard: Number of the shard, from 0.
+            manifest: The settings of the data set.
+
+        Raises:
+            InputError: If the folder is gone.
+            OSError: If the file cannot be created.
+        """
+        self.folder, self.shard, self.manifest = folder, shard, manifest
+        self.path = hidden_path(tar_path(folder, shard))
+        self.count, self.bytes, self.digest, self.dropped = 0, 0, hashlib.sha256(), False
+        with self._named_errors():
+            self.file = self.path.open("wb")
+        self.tar = TarWriter(cast(BinaryIO, self), mtime=0)  # the time must not change the bytes
+
+    def close(self) -> None:
+        """Delete the file unless it has been published."""
+        self.dropped = True
+        self.tar.close()
+        with suppress(OSError):  # on a full disk buffered bytes cannot be written
+            self.file.close()
+        self.path.unlink(missing_ok=True)
+
+    def write(self, data: bytes) -> int:
+        """Take bytes from the tar writer; while a dropped shard is closed they are discarded."""
+        if self.dropped:
+            return len(data)
+        self.digest.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+    def add(self, indices: range, pairs: Pairs) -> None:
+        """Encode and write the pairs of a teacher batch.
+
+        Raises:
+            InputError: If images are not finite, or the folder is gone.
+            OSError: If the disk is full.
+        """
+        if not torch.isfinite(pairs.images).all():
+            raise InputError(
+                f"expected finite images, got inf or nan among indices {indices[0]} to "
+                f"{indices[-1]}; the teacher diverges"
+            )
+        form, pack = self.manifest.image_format, self.manifest.pack
+        with self._named_errors():
+            for sample in encode(indices[0], pairs, form, pack):
+                self.tar.write(sample)
+        self.count += len(indices)
+
+    def publish(self) -> ShardRecord | None:
+        """Complete the tar and publish it with its record; None if pairs are missing."""
+        if self.count != self.manifest.pairs_per_shard:  # an earlier batch could not be written
+            return None
+        with self._named_errors():
+            self.tar.close()
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            record = ShardRecord(
+                count=self.count,
+                first_index=self.shard * self.manifest.pairs_per_shard,
+                sha256=self.digest.hexdigest(),
+                bytes=self.bytes,
+            )
+            publish(self.folder, self.shard, self.path, record)
+        return record
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise InputError(
+                f"expected the folder {self.folder}, got none: it has gone since the start; "
+                "bring it back and run the same command again"
+            ) from error
+        except OSError as error:  # a failed write does not name its file
+            path = tar_path(self.folder, self.shard)
+            raise OSError(error.errno, error.strerror, str(path)) from error
