@@ -1,5 +1,6 @@
 """Every way of differentiating under DistributedDataParallel: two processes make one gradient."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from get.losses import IterateLoss
 from get.models import Equilibrium
 
 from .problems import normal, tiny_get
+from .processes import Script, completed
 
 MODES = {
     "unrolled": None,
@@ -33,17 +35,23 @@ def gradients(mode: str, rank: int, processes: int) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def process(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def main(folder: Path) -> None:
+    """Be one of two processes."""
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     for mode in MODES:
-        save_file(gradients(mode, rank, 2), f"{folder}/{mode}-{rank}.safetensors")
+        save_file(gradients(mode, rank, 2), folder / f"{mode}-{rank}.safetensors")
     dist.destroy_process_group()
 
 
-def test_two_processes_make_the_gradient_of_one_whatever_the_mode(tmp_path: Path):
-    torch.multiprocessing.spawn(process, (str(tmp_path),), nprocs=2)
+def test_two_processes_make_the_gradient_of_one_whatever_the_mode(tmp_path: Path, script: Script):
+    completed(script("tests.test_ddp", tmp_path, processes=2))
     for mode in MODES:
         alone = gradients(mode, 0, 1)
         for rank in (0, 1):
             together = load_file(tmp_path / f"{mode}-{rank}.safetensors")
             torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-12)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
