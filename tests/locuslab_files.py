@@ -123,7 +123,7 @@ def official(
     return ema
 
 
-def reference_state(model: torch.nn.Module) -> OrderedDict[str, Tensor]:
+def locuslab_state(model: torch.nn.Module) -> OrderedDict[str, Tensor]:
     """Return a state dict under the keys of locuslab/get."""
     names = {
         "embed.position": "pos_embed",

@@ -112,7 +112,7 @@ def test_data_sets_do_not_share_what_is_kept(folder: Path, tmp_path: Path) -> No
     assert len(set(folders)) == 3
 
 
-def test_a_cache_that_cannot_be_written_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"expected to write the cache .*Not a directory"):
         read_shard(open_store(folder, tmp_path / "file"), 0)

@@ -97,17 +97,17 @@ def test_a_shard_of_another_size_is_named_even_if_all_its_pairs_are_there(tmp_pa
 
 @pytest.mark.parametrize("missing", [tar_path, record_path])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_missing_tar_or_record_is_told_in_one_line(
+def test_a_missing_tar_or_record_is_reported_in_one_line(
     tmp_path: Path, missing: Callable[[Path, int], Path], workers: int
 ) -> None:
     missing(write_pairs(tmp_path, 2), 1).unlink()
-    told = refusal(order(tmp_path, streams=1, batch_size=2 * PAIRS, shards=2), workers)
-    assert "pairs-000001.tar, got FileNotFoundError" in told
-    assert "\n" not in told
+    shown = refusal(order(tmp_path, streams=1, batch_size=2 * PAIRS, shards=2), workers)
+    assert "pairs-000001.tar, got FileNotFoundError" in shown
+    assert "\n" not in shown
 
 
 def refusal(order: Order, workers: int) -> str:
-    """Return what is told; pytest.raises would keep the loader alive in a reference cycle."""
+    """Return the message; pytest.raises would keep the loader alive in a reference cycle."""
     try:
         next(batches(order, workers=workers))
     except InputError as error:
@@ -150,10 +150,10 @@ def test_around_damaged_shards_a_batch_depends_on_their_set_alone(
     assume(not damaged.issuperset(range(shards)))
     processes, workers = world
     processes, workers = min(processes, streams), min(workers, 1)
-    told: dict[int, str] = {}
+    shown: dict[int, str] = {}
 
     def note(shard: int, description: str) -> None:
-        told[shard] = description
+        shown[shard] = description
 
     torn = order(without(folder, damaged), streams=streams, shards=shards)
     found = read(torn, 4, processes=processes, workers=workers, start=start, damaged=note)
@@ -164,15 +164,15 @@ def test_around_damaged_shards_a_batch_depends_on_their_set_alone(
         parts = [read_shard(folder, n).take(places) for n, places in pieces]
         expected.append(Pairs.cat(parts).as_floats())
     assert same(found, expected)
-    assert told.keys() <= damaged
-    assert all(f"pairs-{shard:06d}.tar" in told[shard] for shard in told)
+    assert shown.keys() <= damaged
+    assert all(f"pairs-{shard:06d}.tar" in shown[shard] for shard in shown)
 
 
-def test_each_damaged_shard_is_told_once_a_process(folder: Path) -> None:
-    told = []
+def test_each_damaged_shard_is_reported_once_per_process(folder: Path) -> None:
+    shown = []
     torn = order(without(folder, {1, 2, 5}), batch_size=8)
-    read(torn, 3 * PAIRS, workers=2, damaged=lambda shard, _: told.append(shard))
-    assert sorted(told) == [1, 2, 5]
+    read(torn, 3 * PAIRS, workers=2, damaged=lambda shard, _: shown.append(shard))
+    assert sorted(shown) == [1, 2, 5]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -13,14 +13,14 @@ from get.losses import IterateLoss, geometric_weights
 from get.models import GET
 from pipeline.jobs.state import start_from
 
-from .locuslab_files import OFFICIAL, old_pairs, reference_state
+from .locuslab_files import OFFICIAL, locuslab_state, old_pairs
 from .locuslab_files import _nothing_was_executed as _nothing_was_executed
 from .locuslab_files import convert as convert
 from .processes import Result, Script
 
 
-def reference_model() -> GET:
-    """Return a small GET as the reference has one, with weights that are not zero."""
+def locuslab_model() -> GET:
+    """Return a small GET as locuslab/get has one, with weights that are not zero."""
     torch.manual_seed(3)
     model = GET(
         image_size=8, channels=3, width=32, depth=1, equilibrium_depth=2, heads=2,
@@ -31,7 +31,7 @@ def reference_model() -> GET:
 
 
 def steps(model: GET, ema: EMA, optimizer: torch.optim.Optimizer, numbers: range) -> None:
-    """Train as the reference does, with random numbers of the step."""
+    """Train as locuslab/get does, with random numbers of the step."""
     for step in numbers:
         generator = torch.Generator().manual_seed(step)
         noise, target = (torch.randn(2, 3, 8, 8, generator=generator) for _ in range(2))
@@ -45,8 +45,8 @@ def steps(model: GET, ema: EMA, optimizer: torch.optim.Optimizer, numbers: range
 
 
 def interrupted_training(path: Path) -> tuple[GET, EMA]:
-    """Train three steps, leave a checkpoint like the reference's, train three more."""
-    model = reference_model()
+    """Train three steps, leave a checkpoint like that of locuslab/get, train three more."""
+    model = locuslab_model()
     everything = [model.get_parameter(n) for n in model.state_dict()]  # position first, frozen
     optimizer = torch.optim.AdamW(everything, lr=1e-3, weight_decay=0)
     ema = EMA(model, 0.9)
@@ -55,8 +55,8 @@ def interrupted_training(path: Path) -> tuple[GET, EMA]:
     torch.save(
         {
             "args": argparse.Namespace(**OFFICIAL),
-            "model": reference_state(model),
-            "ema": reference_state(ema.model),
+            "model": locuslab_state(model),
+            "ema": locuslab_state(ema.model),
             "opt": optimizer.state_dict(),
         },
         path,
@@ -69,7 +69,7 @@ def test_training_goes_on_from_a_converted_checkpoint_as_if_never_stopped(tmp_pa
     expected, average = interrupted_training(tmp_path / "x.pth")
     result = convert("get_checkpoint", tmp_path / "x.pth", tmp_path / "out", "--heads", 2)
     assert "with the optimiser" in result.out, result.err
-    model = reference_model()
+    model = locuslab_model()
     ema = EMA(model, 0.9)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0)

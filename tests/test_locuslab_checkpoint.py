@@ -14,7 +14,7 @@ from pipeline.jobs.students import load_pipeline
 
 from .locuslab_files import _nothing_was_executed as _nothing_was_executed
 from .locuslab_files import convert as convert
-from .locuslab_files import golden, official, reference_state, refused, saved, untouched
+from .locuslab_files import golden, locuslab_state, official, refused, saved, untouched
 
 
 @pytest.mark.parametrize("name", ["get_uncond", "get_cond"])
@@ -60,7 +60,7 @@ def test_raw_weights_are_converted_where_asked_for(tmp_path: Path, convert):
 def named(path: Path, size: str, num_classes: int) -> None:
     """Write a checkpoint of a published size and new weights, without what makes it large."""
     model = build(size, image_size=8, num_classes=num_classes)
-    record = {f"state.{k}": v for k, v in reference_state(model).items()}
+    record = {f"state.{k}": v for k, v in locuslab_state(model).items()}
     official(path, record, model=size, cond=True, num_classes=num_classes)
 
 

@@ -70,12 +70,12 @@ def test_images_that_are_not_finite_are_refused_and_nothing_is_left(tmp_path: Pa
     assert contents(tmp_path) == {}
 
 
-def test_progress_is_told_every_batch_and_may_drop_the_shard(tmp_path: Path) -> None:
-    told = []
+def test_progress_is_reported_every_batch_and_may_drop_the_shard(tmp_path: Path) -> None:
+    shown = []
 
     def stop(count: int) -> None:
-        told.append(count)
-        if told == [4, 2, 4]:
+        shown.append(count)
+        if shown == [4, 2, 4]:
             raise KeyboardInterrupt
 
     write_shard(tmp_path, 0, Softsign(), MANIFEST, stop)

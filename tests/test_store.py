@@ -62,7 +62,7 @@ def test_a_data_set_is_the_same_wherever_it_lies(
     assert same(read(order(source), 5, workers=workers), read(order(folder), 5))
 
 
-def test_an_absent_file_is_told_from_a_silent_store(source: Source) -> None:
+def test_an_absent_file_is_not_a_silent_store(source: Source) -> None:
     store = open_store(source)
     with pytest.raises(FileNotFoundError):
         store.read("pairs-000099.tar")
@@ -101,7 +101,7 @@ def test_shards_that_cannot_be_listed_are_counted_in_few_questions(present: int)
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "shown"),
     [
         ("no-such-command-here {}", "exit code 127"),
         ("echo permission denied >&2; false {}", "exit code 1: permission denied"),
@@ -110,8 +110,8 @@ def test_shards_that_cannot_be_listed_are_counted_in_few_questions(present: int)
         ("echo dial tcp: lookup x: no such host {} >&2; false", "no such host"),
     ],
 )
-def test_a_command_that_fails_otherwise_is_told(command: str, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_a_command_that_fails_otherwise_is_reported(command: str, shown: str) -> None:
+    with pytest.raises(InputError, match=shown):
         open_store(f"pipe:{command}").read("404")
 
 
@@ -136,20 +136,20 @@ def test_a_name_reaches_the_command_as_one_word() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "shown"),
     [
         ("pipe:cat x", "expected a command with {}"),
         ("s3://bucket/pairs", "s3fs"),
         ("nowhere://bucket/pairs", "nowhere"),
     ],
 )
-def test_a_source_that_cannot_be_opened_is_told_at_once(source: str, told: str) -> None:
-    with pytest.raises(InputError, match=told) as raised:
+def test_a_source_that_cannot_be_opened_is_reported_at_once(source: str, shown: str) -> None:
+    with pytest.raises(InputError, match=shown) as raised:
         open_store(source)
     assert "\n" not in str(raised.value)
 
 
-def test_an_object_store_that_refuses_is_told(tmp_path: Path) -> None:
+def test_an_object_store_that_refuses_is_reported(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(InputError, match=r"expected to read file://.*/x, got IsADirectoryError"):
         open_store(f"file://{tmp_path}").read("x")

@@ -81,7 +81,7 @@ def test_noise_is_refused_and_ends(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "shown"),
     [
         (b"", "without an end"),
         (tar()[:-1], "no whole blocks"),
@@ -98,8 +98,8 @@ def test_noise_is_refused_and_ends(data: bytes) -> None:
         "no ascii",
     ],
 )
-def test_what_is_not_plain_is_refused(data: bytes, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_what_is_not_plain_is_refused(data: bytes, shown: str) -> None:
+    with pytest.raises(ValueError, match=shown):
         list(members(data))
 
 

@@ -58,12 +58,12 @@ def test_what_passes_is_asked_again(moody: Callable) -> None:
     assert len(asked) == 4
 
 
-def test_what_does_not_pass_is_told_in_one_line(moody: Callable) -> None:
+def test_what_does_not_pass_is_reported_in_one_line(moody: Callable) -> None:
     address, asked = moody(500, 502, 503, 504)
-    with pytest.raises(InputError, match=f"expected to read {address}/x, got HTTP 504") as told:
+    with pytest.raises(InputError, match=f"expected to read {address}/x, got HTTP 504") as raised:
         open_store(address).read("x")
     assert len(asked) == 4
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(("status", "kind"), [(404, FileNotFoundError), (410, FileNotFoundError)])
@@ -81,17 +81,17 @@ def test_a_refusal_is_no_absence_and_not_asked_again(moody: Callable) -> None:
     assert len(asked) == 1
 
 
-def test_a_query_is_sent_but_not_told(moody: Callable) -> None:
+def test_a_query_is_sent_but_not_shown(moody: Callable) -> None:
     address, asked = moody(b"whole", 403)
     store = open_store(f"{address}/pairs/?token=secret")
     assert store.read("x") == b"whole"
     assert asked == ["/pairs/x?token=secret"]
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as raised:
         store.read("x")
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(raised.value)
 
 
-def test_a_server_that_is_not_there_is_told(moody: Callable) -> None:
+def test_a_server_that_is_not_there_is_reported(moody: Callable) -> None:
     with pytest.raises(InputError, match=r"expected to read http://127.0.0.1:9/x, got URLError"):
         open_store("http://127.0.0.1:9").read("x")
 
@@ -106,7 +106,7 @@ def test_a_silent_store_is_no_damaged_shard_to_skip(moody: Callable, first: list
         read_shard(address, 0)
     assert not isinstance(raised.value, DamagedShard)
     few = order(address, shards=2, pairs_per_shard=4, streams=1, batch_size=4)
-    told = []
+    shown = []
     with pytest.raises(InputError, match="HTTP 500"):
-        next(batches(few, damaged=lambda shard, description: told.append(shard)))
-    assert told == []
+        next(batches(few, damaged=lambda shard, description: shown.append(shard)))
+    assert shown == []
