@@ -4,13 +4,15 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
+
+Name = TypeVar("Name")
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -42,8 +44,8 @@ class Seconds(NamedTuple):
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], object]], turns: int, seconds: float = 0.0
-) -> dict[str, Seconds]:
+    calls: Mapping[Name, Callable[[], object]], turns: int, seconds: float = 0.0
+) -> dict[Name, Seconds]:
     """Time calls alternately, so that a change in the machine's speed affects all of them.
 
     Every call is made once before, to warm up. Work on a GPU is waited for.

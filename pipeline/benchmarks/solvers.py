@@ -128,7 +128,8 @@ def main(config: SolversConfig) -> None:
                 }
                 row = {"problem": name, "solver": solver, "gradient": gradient}
                 rows.append(row | compare(calls, problem, mode is not None, config.repeats))
-                print(*row.values(), "ours / torchdeq:", rows[-1]["ratio"])
+                ratios = [f"{key} {ratio:.2f}" for key, ratio in rows[-1]["ratio"].items()]
+                print(*row.values(), "ours / torchdeq:", *ratios)
     saving = compaction(config)
     print(
         f"compaction on a batch of mixed difficulty: {saving['evaluations']:.2f} of the "
@@ -184,48 +185,37 @@ def compaction(config: SolversConfig) -> dict[str, float]:
     }
 
 
-class Run:
-    """A solve and the gradient of the sum of squares of the state found, one after the other."""
-
-    def __init__(self, call: Callable[[], Tensor], differentiated: bool) -> None:
-        """Remember what solves, and whether for a gradient."""
-        self.call, self.differentiated = call, differentiated
-
-    def forward(self) -> None:
-        """Solve."""
-        with torch.set_grad_enabled(self.differentiated):
-            self.z = self.call()
-
-    def backward(self) -> None:
-        """Differentiate."""
-        self.z.square().sum().backward()
-
-
 def compare(
     calls: dict[str, Callable[[], Tensor]], problem: Problem, backward: bool, repeats: int
 ) -> dict[str, Any]:
-    """Return evaluations, seconds, peak bytes and residual of the two, and their ratios."""
-    runs = {name: Run(call, backward) for name, call in calls.items()}
+    """Return evaluations, seconds, peak bytes and residual of the two, and their ratios.
+
+    Forward is the solve, backward the gradient of the sum of squares of the state it found.
+    """
+    states: dict[str, Tensor] = {}
+
+    def solve(name: str) -> None:
+        with torch.set_grad_enabled(backward):
+            states[name] = calls[name]()
+
+    def differentiate(name: str) -> None:
+        states[name].square().sum().backward()
+
+    parts = {"forward": solve, "backward": differentiate} if backward else {"forward": solve}
     found: dict[str, dict[str, Any]] = {}
-    for name, run in runs.items():
+    for name in calls:
         problem.calls = 0
         with LiveBytes() as memory:
-            run.forward()
-            if backward:
-                run.backward()
+            for part in parts.values():
+                part(name)
+        found[name] = {"evaluations": problem.calls, "peak_bytes": memory.peak}
         with torch.no_grad():
-            residual = problem.residual(run.z)
-        found[name] = {
-            "evaluations": problem.calls,
-            "peak_bytes": memory.peak,
-            "residual": residual,
-        }
-    parts = ("forward", "backward") if backward else ("forward",)
-    timed = {f"{name} {part}": getattr(runs[name], part) for name in runs for part in parts}
+            found[name]["residual"] = problem.residual(states[name])
+    timed = {(name, part): partial(f, name) for name in calls for part, f in parts.items()}
     seconds = in_turns(timed, repeats)
     ratio = {"peak_bytes": found["ours"]["peak_bytes"] / found["torchdeq"]["peak_bytes"]}
     for part in parts:
-        ours, theirs = (seconds[f"{name} {part}"].wall for name in ("ours", "torchdeq"))
+        ours, theirs = (seconds[name, part].wall for name in ("ours", "torchdeq"))
         ratio[f"{part}_seconds"] = median_ratio(ours, theirs)
         found["ours"][f"{part}_seconds"] = min(ours)
         found["torchdeq"][f"{part}_seconds"] = min(theirs)
