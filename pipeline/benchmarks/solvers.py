@@ -127,8 +127,9 @@ def main(config: SolversConfig) -> None:
                     "torchdeq": partial(solve_by_torchdeq, problem, deq),
                 }
                 row = {"problem": name, "solver": solver, "gradient": gradient}
-                rows.append(row | compare(calls, problem, mode is not None, config.repeats))
-                ratios = [f"{key} {ratio:.2f}" for key, ratio in rows[-1]["ratio"].items()]
+                figures = compare(calls, problem, mode is not None, config.repeats)
+                rows.append(row | figures)
+                ratios = [f"{key} {ratio:.2f}" for key, ratio in figures["ratio"].items()]
                 print(*row.values(), "ours / torchdeq:", *ratios)
     saving = compaction(config)
     print(
