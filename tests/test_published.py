@@ -11,16 +11,16 @@ import torch
 
 from data.order import choose_streams
 from data.teachers.settings import Sampler
-from get.cost import count_parameters
 from get.noise import draw
 from pipeline import recipes
 from pipeline.jobs.pair_settings import pair_settings
-from pipeline.plan import planned
-from pipeline.recipes import __main__ as recipe_table
-from pipeline.recipes import published
+from pipeline.recipes import RECIPES, published, table
+from pipeline.recipes.recipe import Recipe, students
 from pipeline.recipes.settings_train import GETModel, TrainConfig
 from pipeline.training.build import build_student
 
+PUBLISHED = students(published.RECIPES)
+RECIPE_OF = {name: r for r in RECIPES.values() for name in r.students}
 COUNTS = {  # of get_paper.md, in units of the last digit printed there
     "cifar10-get-t": 8.6,
     "cifar10-get-m": 19.2,
@@ -44,43 +44,40 @@ MACS = {  # the same, in G
     "cifar10-vit-xl": 118.4,
 }
 OURS = ("imagenet64-get-b", "imagenet256-latent-get-b")
-EVERY_STUDENT = pytest.mark.parametrize(
-    ("name", "config"), recipes.STUDENTS.items(), ids=recipes.STUDENTS
+MODELS = {  # one training of every model that is trained on some pairs
+    (config.model, recipe.pairs): (config, recipe)
+    for recipe in RECIPES.values()
+    for config in recipe.students.values()
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "recipe"), MODELS.values(), ids=[c.output_dir.name for c, _ in MODELS.values()]
 )
-
-
-def pairs_of(config: TrainConfig) -> str:
-    return next(n for n, pairs in recipes.PAIRS.items() if pairs.output_dir == config.pairs)
-
-
-@EVERY_STUDENT
-def test_every_student_builds_for_the_pairs_it_names(name: str, config: TrainConfig):
-    manifest = planned(pairs_of(config))
+def test_every_model_fits_the_pairs_it_is_trained_on(config: TrainConfig, recipe: Recipe):
+    manifest = recipe.manifest()
+    assert config.pairs == recipe.pairs.output_dir
     with torch.device("meta"):
         student = build_student(config, manifest)
         noise = torch.zeros(2, *manifest.image_shape)
         labels = torch.zeros(2, dtype=torch.int64) if manifest.num_classes else None
-        z0 = None
-        if isinstance(config.model, GETModel):
-            tokens = (student.image_size // config.model.patch_size) ** 2
-            z0 = {"z0": torch.zeros(2, tokens, config.model.width)}
-        assert student(noise, labels, **(z0 or {})).shape == noise.shape
+        start = student.start_shape
+        z0 = None if start is None else torch.zeros(2, *start)
+        assert student.images(noise, labels, z0=z0).shape == noise.shape
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_every_published_model_has_the_published_parameters_and_work(name: str):
-    with torch.device("meta"):
-        model = build_student(published.STUDENTS[name], planned("cifar10"))
-    assert round(count_parameters(model) / 1e6, 1) == COUNTS[name]
-    assert round(recipe_table.image_macs(model) / 1e9, 1) == MACS[name]
+    parameters, macs = table.costs(PUBLISHED[name].model, "cifar10")
+    assert (round(parameters / 1e6, 1), round(macs / 1e9, 1)) == (COUNTS[name], MACS[name])
 
 
-@pytest.mark.parametrize(("name", "config"), published.STUDENTS.items(), ids=published.STUDENTS)
+@pytest.mark.parametrize(("name", "config"), PUBLISHED.items(), ids=PUBLISHED)
 def test_the_settings_are_exactly_the_published_ones(name: str, config: TrainConfig):
     wide = "cond" in name or name in OURS
     assert config == TrainConfig(
         output_dir=Path("runs") / name,
-        pairs=recipes.PAIRS[pairs_of(config)].output_dir,
+        pairs=RECIPE_OF[name].pairs.output_dir,
         model=config.model,
         max_train_steps=800_000,
         global_batch_size=256 if wide else 128,
@@ -100,16 +97,13 @@ def test_the_settings_are_exactly_the_published_ones(name: str, config: TrainCon
         log_steps=100,
     )
     if isinstance(config.model, GETModel):
-        assert (config.model.iterations, config.model.z0, config.model.map) == (
-            6,
-            "normal",
-            "plain",
-        )
+        model = config.model
+        assert (model.iterations, model.z0, model.map) == (6, "normal", "plain")
 
 
 def test_figures_are_those_published_and_ours_have_none():
     figures = {name: figure.fid for name, figure in published.FIGURES.items()}
-    assert figures == dict.fromkeys(published.STUDENTS) | {
+    assert figures == dict.fromkeys(PUBLISHED) | {
         "cifar10-get-t": 15.23,
         "cifar10-get-m": 10.81,
         "cifar10-get-s": 7.99,
@@ -123,35 +117,36 @@ def test_figures_are_those_published_and_ours_have_none():
 
 
 def test_the_conditional_recipe_differs_in_batch_and_pairs_only():
-    plain, conditional = (published.STUDENTS[n] for n in ("cifar10-get-b", "cifar10-cond-get-b"))
+    plain, conditional = (PUBLISHED[f"cifar10-{n}"] for n in ("get-b", "cond-get-b"))
     assert conditional == replace(
         plain,
         output_dir=conditional.output_dir,
-        pairs=published.PAIRS["cifar10-cond"].output_dir,
+        pairs=RECIPES["cifar10-cond"].pairs.output_dir,
         global_batch_size=256,
     )
-    assert planned("cifar10-cond").num_classes == 10
+    assert RECIPES["cifar10-cond"].manifest().num_classes == 10
 
 
 def test_ours_iterate_256_tokens_as_the_published_ones_do():
     for name in OURS:
-        size = planned(pairs_of(published.STUDENTS[name])).image_shape[1]
-        assert size // published.STUDENTS[name].model.patch_size == 16
+        model = PUBLISHED[name].model
+        assert isinstance(model, GETModel)
+        assert RECIPE_OF[name].manifest().image_shape[1] // model.patch_size == 16
 
 
 def test_the_pairs_fit_the_order_of_training():
-    for student in published.STUDENTS.values():
-        pairs = published.PAIRS[pairs_of(student)]
+    for name, student in PUBLISHED.items():
+        pairs = RECIPE_OF[name].pairs
         shards = pairs.num_pairs // pairs.pairs_per_shard - student.holdout_shards
         assert shards * pairs.pairs_per_shard in (1_000_000, 3_000_000)
         assert choose_streams(shards, student.global_batch_size, readers=8) == 8
         assert pairs.pairs_per_shard % pairs.teacher_batch_size == 0
 
 
-@pytest.mark.parametrize("name", recipes.PAIRS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_of_pairs_can_be_stored_as_it_says(name: str):
     """Of what writer.py and the teachers refuse: PNG of latents, settings of an EDM checkpoint."""
-    manifest, settings = planned(name), pair_settings(recipes.PAIRS[name])
+    manifest, settings = RECIPES[name].manifest(), pair_settings(RECIPES[name].pairs)
     assert manifest.image_format != "png" or manifest.image_shape[0] in (1, 3)
     if settings.teacher.endswith(".pkl"):
         assert settings.execution.settings() == {}
@@ -165,17 +160,17 @@ def test_recipes_prints_all_trainings_or_what_launch_needs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def printed(*arguments: str) -> list[str]:
-        monkeypatch.setattr(sys, "argv", ["recipes.py", *arguments])
+        monkeypatch.setattr(sys, "argv", ["recipes", *arguments])
         with suppress(SystemExit):
-            runpy.run_path(recipes.__file__, run_name="__main__")
+            runpy.run_path(str(Path(recipes.__file__).parent), run_name="__main__")
         return capsys.readouterr().out.splitlines()
 
-    assert printed("smoke") == [recipes.PAIRS["smoke"].teacher, "smoke smoke-vit"]
-    table = [[cell.strip() for cell in x.split("|")[1:-1]] for x in printed() if x[:1] == "|"]
-    rows = {cells[0]: cells for cells in table[2:]}
-    assert table[0] == list(recipe_table.COLUMNS)
-    assert list(rows) == [name for name, c in recipes.STUDENTS.items() if c.seed == 0]
-    assert {len(cells) for cells in rows.values()} == {len(recipe_table.COLUMNS)}
+    assert printed("smoke")[-1] == "smoke smoke-vit"
+    lines = [[cell.strip() for cell in x.split("|")[1:-1]] for x in printed() if x[:1] == "|"]
+    rows = {cells[0]: cells for cells in lines[2:]}
+    assert lines[0] == list(table.COLUMNS)
+    assert list(rows) == [name for name, c in students(RECIPES).items() if c.seed == 0]
+    assert {len(cells) for cells in rows.values()} == {len(table.COLUMNS)}
     assert rows["cifar10-get-b"][-2:] == ["7.39", "STAT.md of locuslab/get"]
     assert rows["digits"][-1] == "measured: docs/measurements/digits"
     assert {rows[name][-2] for name in (*OURS, "smoke")} == {"-"}
