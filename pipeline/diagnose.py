@@ -9,7 +9,7 @@ from pipeline import cli
 from pipeline.recipes.recipe import diagnoses
 
 if __name__ == "__main__":
-    cli.check_arguments(diagnoses)
+    cli.check_arguments(diagnoses, default="digits")
 
 
 from typing import Any
