@@ -1,11 +1,11 @@
 """Files as locuslab/get writes them, and the conversion of them as a user starts it."""
 
 import argparse
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from get.models.locuslab import from_reference
-from pipeline import cli
-from pipeline.convert import CONVERSIONS, main
+
+from .processes import Result
 
 GOLDEN = Path(__file__).parent / "golden"
 OFFICIAL: dict[str, Any] = {
@@ -36,12 +36,6 @@ OFFICIAL: dict[str, Any] = {
 }
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture(autouse=True)
 def _nothing_was_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
@@ -50,22 +44,9 @@ def _nothing_was_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.fixture
-def convert(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Result]:
+def convert(here: Callable[..., Result]) -> Callable[..., Result]:
     """Return a function that runs the script in this process."""
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.run(main, lambda recipes: CONVERSIONS)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Result(code, *capsys.readouterr())
-
-    return run
+    return partial(here, "convert")
 
 
 def refused(result: Result, *what: str) -> None:
