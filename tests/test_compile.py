@@ -1,4 +1,4 @@
-"""Compiled blocks: the same losses, gradients and key names as without."""
+"""Compiled blocks have the losses, gradients and key names of eager ones."""
 
 import shutil
 import subprocess

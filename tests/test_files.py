@@ -20,10 +20,10 @@ def test_what_breaks_while_being_written_leaves_what_was_there(new, tmp_path):
             raise KeyboardInterrupt
         assert [p.name for p in tmp_path.iterdir()] == before
         with new(tmp_path / "thing") as path:
-            write(path, "whole")
+            write(path, "complete")
             assert [p.name for p in tmp_path.iterdir() if p.name[0] != "."] == before
     thing = tmp_path / "thing"
-    assert (thing / "a" if thing.is_dir() else thing).read_text() == "whole"
+    assert (thing / "a" if thing.is_dir() else thing).read_text() == "complete"
 
 
 @pytest.mark.parametrize("content", [b'{"torn": ', b"\xff\xfe", None])

@@ -1,4 +1,4 @@
-"""What a training meets without going wrong: bad data, a full disk, other pairs, other trackers."""
+"""What a training survives or refuses: bad data, a full disk, other pairs, unknown trackers."""
 
 import json
 from dataclasses import replace
@@ -145,7 +145,7 @@ def test_tensorboard_shows_what_metrics_jsonl_holds_and_pictures(train, pairs, t
             shown.setdefault(tag, {}).update({e.step: e.value for e in events.Scalars(tag)})
         pictures |= {e.step for tag in events.Tags()["images"] for e in events.Images(tag)}
     for name in ("loss", "total", "grad_norm", "validation_l1"):
-        wanted = {line["step"]: line[name] for line in lines if name in line}
-        assert shown[name] == pytest.approx(wanted, rel=1e-6)
+        logged = {line["step"]: line[name] for line in lines if name in line}
+        assert shown[name] == pytest.approx(logged, rel=1e-6)
     assert len(shown["images_per_second"]) == STEPS
     assert pictures == {4, 8, 12}

@@ -45,8 +45,8 @@ def test_the_spectral_radius_of_a_rotation_is_its_scale(radius):
     angle = torch.tensor(0.7).double()
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(2, 2)
     z = torch.randn(4, 2, generator=seeded(0)).double()
-    found = spectral_radius(lambda z: radius * z @ rotation.T, z, generator=seeded(1))
-    torch.testing.assert_close(found, torch.full((4,), radius).double())
+    radii = spectral_radius(lambda z: radius * z @ rotation.T, z, generator=seeded(1))
+    torch.testing.assert_close(radii, torch.full((4,), radius).double())
 
 
 def test_the_spectral_radius_of_a_matrix_is_that_of_its_eigenvalues_sample_by_sample():
@@ -57,6 +57,6 @@ def test_the_spectral_radius_of_a_matrix_is_that_of_its_eigenvalues_sample_by_sa
     def f(z, a):
         return (a @ z[:, :, None])[:, :, 0]
 
-    found = spectral_radius(f, z, inputs=(a,), steps=20, generator=seeded(2))
-    torch.testing.assert_close(found, exact, rtol=1e-6, atol=0)
+    radii = spectral_radius(f, z, inputs=(a,), steps=20, generator=seeded(2))
+    torch.testing.assert_close(radii, exact, rtol=1e-6, atol=0)
     assert spectral_radius(lambda z: z * 0 + 1, z, generator=seeded(2)).abs().max() == 0

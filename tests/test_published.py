@@ -145,7 +145,7 @@ def test_the_pairs_fit_the_order_of_training():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_of_pairs_can_be_stored_as_it_says(name: str):
-    """Of what writer.py and the teachers refuse: PNG of latents, settings of an EDM checkpoint."""
+    """Neither writer.py nor the teachers refuse them, as they do PNG of latents, for instance."""
     manifest, settings = RECIPES[name].manifest(), pair_settings(RECIPES[name].pairs)
     assert manifest.image_format != "png" or manifest.image_shape[0] in (1, 3)
     if settings.teacher.endswith(".pkl"):

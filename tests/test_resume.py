@@ -1,4 +1,4 @@
-"""A training killed at any call, on any number of processes, ends with the bits of a whole one."""
+"""A training that was killed at any call ends with the bits of an undisturbed one."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from .runs import STEPS, WEIGHTS, assert_same, checkpoints, contents, metrics
 
 @pytest.fixture(scope="module")
 def undisturbed(train: Script, pairs: Path) -> dict[int, Path]:
-    """Runs that nobody touches, by number of processes."""
+    """Undisturbed runs, by number of processes."""
     runs = {n: pairs.with_name(f"undisturbed-{n}") for n in (1, 2)}
     for processes, run in runs.items():
         completed(train(run, "--pairs", pairs, processes=processes))
@@ -46,19 +46,19 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize(("at", "left"), MOMENTS.values(), ids=MOMENTS)
+@pytest.mark.parametrize(("at", "kept"), MOMENTS.values(), ids=MOMENTS)
 def test_a_training_killed_at_a_bad_moment_ends_with_the_same_bits(
-    at, left, train, pairs, undisturbed, tmp_path
+    at, kept, train, pairs, undisturbed, tmp_path
 ):
     run = tmp_path / "run"
     assert train(run, "--pairs", pairs, at=at).codes == [-signal.SIGKILL]
-    assert checkpoints(run) == left
+    assert checkpoints(run) == kept
     assert not (run / "finished.json").exists()
     if (lines := run / "metrics.jsonl").exists():
         lines.write_text(lines.read_text() + '{"step": 9, "lo')  # killed as it wrote this
     again = completed(train(run, "--pairs", pairs))
-    if left:
-        assert f"continuing at step {left[-1]} of {STEPS}\n" in again.out
+    if kept:
+        assert f"continuing at step {kept[-1]} of {STEPS}\n" in again.out
     assert_same(run, undisturbed[1])
 
 
@@ -129,8 +129,8 @@ def assert_close(run: Path, other: Path) -> None:
     """
     for ours, theirs in zip(metrics(run), metrics(other), strict=True):
         assert ours == pytest.approx(theirs, rel=0, abs=1e-6)
-    result, wanted = load_file(run / WEIGHTS), load_file(other / WEIGHTS)
-    torch.testing.assert_close(result, wanted, rtol=0, atol=1e-6)
+    ours, theirs = load_file(run / WEIGHTS), load_file(other / WEIGHTS)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_two_processes_train_what_one_does(undisturbed):
@@ -214,9 +214,7 @@ def test_other_settings_are_refused_in_one_line_or_hold_from_the_next_step(train
     (earlier,) = record["earlier"]
     assert (record["config"]["learning_rate"], earlier["config"]["learning_rate"]) == (1e-4, 2e-3)
     assert earlier["until"] == "checkpoint-4"
-    completed(
-        train(run, "--pairs", pairs, *slower[:-1])
-    )  # no change any more, so no leave is needed
+    completed(train(run, "--pairs", pairs, *slower[:-1]))  # the settings are equal now
 
 
 LONGER = ("--max_train_steps", STEPS + 2)

@@ -1,4 +1,4 @@
-"""Every scheduler's way to say which share of the work a job has."""
+"""Which part of the work a job does, as each scheduler says it."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_the_number_of_tasks_alone_takes_the_index_from_the_environment(environm
     ("index", "count", "environment"),
     [
         *((3, None, {}), (None, 4, {}), (4, 4, {}), (-1, 4, {}), (0, 0, {})),
-        # an array of the elements that are left has other numbers than the one before
+        # an array of the remaining elements has other numbers than the first one
         (None, None, {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "2"}),
     ],
 )
@@ -54,7 +54,7 @@ def test_a_share_that_cannot_be_is_refused(index, count, environment):
         share(index, count, environment)
 
 
-def test_shares_are_disjoint_and_whole():
+def test_shares_are_disjoint_and_complete():
     shards = range(23)
     parts = [shards[i::n] for i, n in (share(i, 5, {}) for i in range(5))]
     assert sorted(shard for part in parts for shard in part) == list(shards)
