@@ -2,9 +2,6 @@
 
 from typing import Literal
 
-Loss = Literal["l1", "l2", "pseudo_huber", "lpips", "dists"]
-"""Loss of an image against the teacher's: see `get/losses.py`."""
-
 Start = Literal["injection", "zeros", "normal"]
 """Where GET's iteration starts: at the injected features, at zeros, or at unit normal noise."""
 

@@ -5,7 +5,7 @@ leave gradients unsynchronised, silently.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from get.choices import Loss
 from get.equilibrium import jacobian_penalty
 from get.errors import InputError
 from get.models import Equilibrium, Student
@@ -47,7 +46,7 @@ class IterateLoss(nn.Module):
     def __init__(
         self,
         model: Student,
-        loss: Loss = "l1",
+        loss: str = "l1",
         *,
         iterations: int | None = None,
         equilibrium: Equilibrium | None = None,
@@ -111,29 +110,30 @@ class IterateLoss(nn.Module):
         return Losses(losses, path.residual, penalty)
 
 
-def image_loss(name: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+def image_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the mean loss of a batch of images against the teacher's.
 
     Args:
-        name: "l1" is the mean absolute, "l2" the mean squared difference; "pseudo_huber" is
-            sqrt(|d|^2 + c^2) - c of an image's whole difference d over the root of its numbers, so
-            no image counts much more than another; "lpips" and "dists" compare features of
-            networks that the package piq downloads.
+        name: A key of `LOSSES`.
 
     Raises:
-        InputError: If that package is missing.
+        InputError: If there is no such loss, or its package is missing.
     """
-    match name:
-        case "l1":
-            return lambda made, target: (made - target).abs().mean()
-        case "l2":
-            return lambda made, target: (made - target).square().mean()
-        case "pseudo_huber":
-            return _pseudo_huber
-    return _Perceptual(name)
+    if name not in LOSSES:
+        raise InputError(f"expected a loss among {', '.join(LOSSES)}, got {name}")
+    return LOSSES[name]()
+
+
+def _l1(made: Tensor, target: Tensor) -> Tensor:
+    return (made - target).abs().mean()
+
+
+def _l2(made: Tensor, target: Tensor) -> Tensor:
+    return (made - target).square().mean()
 
 
 def _pseudo_huber(made: Tensor, target: Tensor) -> Tensor:
+    """sqrt(|d|^2 + c^2) - c of an image's difference d: no image counts much more than another."""
     root = target[0].numel() ** 0.5
     c = HUBER * root
     squares = (made - target).flatten(1).square().sum(1)
@@ -143,14 +143,13 @@ def _pseudo_huber(made: Tensor, target: Tensor) -> Tensor:
 class _Perceptual(nn.Module):
     """LPIPS or DISTS of images in [-1, 1], grey or colour, made large enough for the networks."""
 
-    def __init__(self, name: Literal["lpips", "dists"]) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
         try:
             import piq
         except ImportError as error:
             raise InputError(
-                f"expected the package piq for loss {name}, got none; "
-                "pip install 'get-distillation[perceptual]'"
+                f"expected the package piq for loss {name}, got none; pip install piq"
             ) from error
         try:
             self.network = {"lpips": piq.LPIPS, "dists": piq.DISTS}[name]().requires_grad_(False)
@@ -171,3 +170,15 @@ class _Perceptual(nn.Module):
 def geometric_weights(count: int, decay: float) -> Float[Tensor, " iterates"]:
     """Return decay^(count - k) for k = 1 .. count, so the last weight is 1 (GET uses 0.8)."""
     return decay ** torch.arange(count - 1, -1, -1, dtype=torch.float32)
+
+
+LOSSES: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {
+    "l1": lambda: _l1,
+    "l2": lambda: _l2,
+    "pseudo_huber": lambda: _pseudo_huber,
+    "lpips": lambda: _Perceptual("lpips"),
+    "dists": lambda: _Perceptual("dists"),
+}
+"""What makes each loss, by the name that settings use: mean absolute and squared difference, the
+pseudo-Huber loss, and two that compare features of networks which the package piq downloads."""
+NETWORKS = ("lpips", "dists")  # losses that run a network of their own

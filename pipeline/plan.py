@@ -18,6 +18,7 @@ import torch
 
 from data.store import Folder, open_store
 from get.errors import InputError
+from get.losses import NETWORKS
 from pipeline.jobs.checkpoints import latest
 from pipeline.jobs.run import finished
 from pipeline.jobs.run_json import flat
@@ -25,7 +26,7 @@ from pipeline.recipes import RECIPES
 from pipeline.recipes.settings_train import PlanConfig
 from pipeline.training.build import build_order, build_student, check_batch
 from pipeline.training.pairs_on_disk import PairsOnDisk, find_pairs
-from pipeline.training.step_cost import PERCEPTUAL, StepCost, step_cost, summary
+from pipeline.training.step_cost import StepCost, step_cost, summary
 
 
 def main(config: PlanConfig) -> None:
@@ -72,7 +73,7 @@ def demands(config: PlanConfig, cost: StepCost) -> list[str]:
     samples = config.global_batch_size // (processes * micro_steps)
     macs = cost.macs * micro_steps * processes
     limits = "" if config.gradient == "unrolled" else " at most: solvers may stop earlier"
-    if config.loss in PERCEPTUAL:
+    if config.loss in NETWORKS:
         limits += f" without the network of {config.loss}"
     ddp = f" + DDP's buckets {size_of(cost.gradients)}" if processes > 1 else ""
     return [

@@ -5,6 +5,7 @@ teacher (`train`, `check PATH` of a shipped one, `use PATH`), and the students. 
 but Python.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -54,6 +55,9 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         print(f"recipes: {error}", file=sys.stderr)
         sys.exit(2)

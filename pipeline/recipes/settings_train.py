@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from get.choices import Loss, MapForm, Start
+from get.choices import MapForm, Start
 from get.errors import InputError
 from pipeline.recipes.settings_make import TrainingConfig, positive
 
@@ -94,7 +94,7 @@ class TrainConfig(TrainingConfig):
         mixed_precision: bf16 is for GPUs that have it; on a CPU it is 100 times slower.
         optimizer: "adamw", or "muon" for the matrices of the blocks and AdamW for the rest.
         muon_learning_rate: Peak learning rate of Muon.
-        loss: Loss of each iterate (get/losses.py).
+        loss: Loss of each iterate: l1, l2, pseudo_huber, lpips, dists, or another of get/losses.py.
         iterate_decay: Weight of iterate k of T is iterate_decay^(T - k).
         gradient: "unrolled" goes through every iteration, with a loss on every iterate. "phantom"
             and "implicit" go on from there to the converged state, whose memory does not grow with
@@ -127,7 +127,7 @@ class TrainConfig(TrainingConfig):
     mixed_precision: Literal["no", "bf16"] = "no"
     optimizer: Literal["adamw", "muon"] = "adamw"
     muon_learning_rate: float = 0.02
-    loss: Loss = "l1"
+    loss: str = "l1"
     iterate_decay: float = 0.5
     gradient: Literal["unrolled", "phantom", "implicit"] = "unrolled"
     unrolled_iterations: int | None = None

@@ -15,14 +15,12 @@ from data.manifest import Manifest
 from data.pairs import Pairs
 from get.cost import LiveBytes, Macs, count_macs, count_parameters
 from get.equilibrium import Implicit
-from get.losses import IterateLoss
+from get.losses import NETWORKS, IterateLoss
 from get.models import Student
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.build import build_objective, build_student
 from pipeline.training.optimizers import build_optimizers
 from pipeline.training.step import micro_batch_losses
-
-PERCEPTUAL = ("lpips", "dists")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,7 @@ def step_cost(config: TrainConfig, manifest: Manifest, processes: int = 1) -> St
     """
     micro_steps = config.gradient_accumulation_steps
     samples = config.global_batch_size // (processes * micro_steps)
-    if config.loss in PERCEPTUAL:
+    if config.loss in NETWORKS:
         config = replace(config, loss="l1")
     with FakeTensorMode():
         student = build_student(config, manifest)
