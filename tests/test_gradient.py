@@ -72,12 +72,12 @@ def dense() -> list[Tensor]:
 
 
 @pytest.mark.parametrize("gradient", EXACT, ids=str)
-def test_exact_by_modeequal_the_dense_formula(gradient):
+def test_exact_gradients_equal_the_dense_formula(gradient):
     torch.testing.assert_close(gradients(gradient), dense(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("gradient", EXACT, ids=str)
-def test_exact_by_modepass_gradcheck(gradient):
+def test_exact_gradients_pass_gradcheck(gradient):
     w = contraction(3, 0.5).requires_grad_()
     x = torch.randn(2, 3, generator=seeded(1)).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x, w: solve(gradient, x, w).z, (x, w))
@@ -137,7 +137,7 @@ def test_two_implicit_solves_in_one_graph_do_not_disturb_each_other():
 
 
 @pytest.mark.parametrize("gradient", [EXACT[2], Phantom()], ids=str)
-def test_without_by_modethe_measured_state_is_returned(gradient):
+def test_without_gradients_the_measured_state_is_returned(gradient):
     x, w = torch.ones(2, 6).double(), contraction(6, 0.8).requires_grad_()
     with torch.no_grad():
         solution = solve(gradient, x, w, select="best", tol=1e-6)
@@ -195,7 +195,7 @@ def test_under_autocast_the_gradient_is_that_of_the_map_in_lower_precision(gradi
     torch.testing.assert_close(torch.autograd.grad(z.sum(), w)[0], run(lower))
 
 
-def test_unrolled_by_modecan_be_differentiated_again():
+def test_unrolled_gradients_can_be_differentiated_again():
     x = torch.ones(1, 2).double()
 
     def by_w(w):
@@ -206,7 +206,7 @@ def test_unrolled_by_modecan_be_differentiated_again():
 
 
 @pytest.mark.parametrize("gradient", [*EXACT, Phantom()], ids=str)
-def test_only_implicit_by_modekeep_memory_flat_in_the_iterations(gradient):
+def test_only_implicit_gradients_keep_memory_flat_in_the_iterations(gradient):
     def kept(steps: int) -> int:
         total = 0
 
