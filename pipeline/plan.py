@@ -45,7 +45,7 @@ def describe(config: PlanConfig) -> str:
     pairs = find_pairs(config.pairs)
     lines = [f"***** {config.output_dir}: a plan, nothing is done *****", *settings(config)]
     if pairs.manifest is None:
-        lines.append("  pairs of unknown shape: parameters, memory and data cannot be told")
+        lines.append("  pairs of unknown shape: parameters, memory and data cannot be estimated")
     else:
         with torch.device("meta"):
             student = build_student(config, pairs.manifest)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from get.models.locuslab import from_reference
+from get.models.locuslab import from_locuslab
 
 from .processes import Result
 
@@ -121,5 +121,5 @@ def locuslab_state(model: torch.nn.Module) -> OrderedDict[str, Tensor]:
             if key.startswith(ours):
                 key = theirs + key.removeprefix(ours)
         state[key] = value
-    assert list(from_reference(state)) == list(model.state_dict())
+    assert list(from_locuslab(state)) == list(model.state_dict())
     return state

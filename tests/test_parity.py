@@ -16,7 +16,7 @@ from get.equilibrium import Gradient, Implicit, Outcome, Unrolled, fixed_point
 from get.errors import InputError
 from get.losses import IterateLoss, geometric_weights
 from get.models import GET, ViT
-from get.models.locuslab import from_reference, rename
+from get.models.locuslab import from_locuslab, rename
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -26,14 +26,14 @@ def golden(name: str) -> dict[str, Tensor]:
 
 
 def part(record: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors `prefix.<reference key>` of a record under our names."""
-    return from_reference(
+    """Return the tensors `prefix.<their key>` of a record under our names."""
+    return from_locuslab(
         {k.removeprefix(prefix + "."): v for k, v in record.items() if k.startswith(prefix + ".")}
     )
 
 
-def reference_get(record: dict[str, Tensor], **options) -> GET:
-    """Build a GET as the reference is: plain map from a normal start, no policy of ours."""
+def locuslab_get(record: dict[str, Tensor], **options) -> GET:
+    """Build a GET as locuslab/get is: plain map from a normal start, no policy of ours."""
     model = GET(
         image_size=8,
         width=32,
@@ -49,7 +49,7 @@ def reference_get(record: dict[str, Tensor], **options) -> GET:
     return model
 
 
-def reference_vit(record: dict[str, Tensor]) -> ViT:
+def locuslab_vit(record: dict[str, Tensor]) -> ViT:
     model = ViT(image_size=8, width=32, depth=2, heads=2, num_classes=10)
     model.load_state_dict(part(record, "state"))
     return model
@@ -67,9 +67,9 @@ GETS = pytest.mark.parametrize("name", ["get_uncond", "get_cond"])
 
 
 @GETS
-def test_tokens_injection_and_iterates_equal_the_references(name):
+def test_tokens_injection_and_iterates_equal_locuslabs(name):
     record = golden(name)
-    model, labels = reference_get(record), record.get("labels")
+    model, labels = locuslab_get(record), record.get("labels")
     tokens, label = model.embed(record["noise"], labels)
     assert_near(tokens, record["tokens_in"])
     for block in model.blocks:
@@ -86,9 +86,9 @@ def test_a_new_models_position_table_equals_the_references():
 
 
 @GETS
-def test_training_images_losses_and_gradients_equal_the_references(name):
+def test_training_images_losses_and_gradients_equal_locuslabs(name):
     record = golden(name)
-    model, labels = reference_get(record), record.get("labels")
+    model, labels = locuslab_get(record), record.get("labels")
     images = model.trajectory(record["noise"], labels, z0=record["z0"]).images
     assert_near(images, record["train_outputs"])
     losses = IterateLoss(model)(record["noise"], labels, record["target"], record["z0"])
@@ -100,9 +100,9 @@ def test_training_images_losses_and_gradients_equal_the_references(name):
 
 
 @GETS
-def test_evaluation_returns_the_references_iterate_of_least_residual(name):
+def test_evaluation_returns_locuslabs_iterate_of_least_residual(name):
     record = golden(name)
-    model, labels = reference_get(record, select="lowest_residual"), record.get("labels")
+    model, labels = locuslab_get(record, select="lowest_residual"), record.get("labels")
     with torch.no_grad():
         images = model(record["noise"], labels, z0=record["z0"])
         path = model.trajectory(record["noise"], labels, z0=record["z0"]).states
@@ -114,9 +114,9 @@ def test_evaluation_returns_the_references_iterate_of_least_residual(name):
     assert len(record["eval_nstep"].unique()) == 3  # the record shows more than "the last one"
 
 
-def test_vit_images_loss_and_gradients_equal_the_references():
+def test_vit_images_loss_and_gradients_equal_locuslabs():
     record = golden("vit_cond")
-    model = reference_vit(record)
+    model = locuslab_vit(record)
     assert_near(model(record["noise"], record["labels"]), record["output"])
     loss = IterateLoss(model)(record["noise"], record["labels"], record["target"]).iterates.sum()
     assert_near(loss, record["loss"])
@@ -126,7 +126,7 @@ def test_vit_images_loss_and_gradients_equal_the_references():
 
 def test_five_adamw_steps_and_the_ema_follow_the_reference():
     record = golden("get_train5")
-    model = reference_get(golden("get_uncond"))
+    model = locuslab_get(golden("get_uncond"))
     objective, ema = IterateLoss(model), EMA(model, 0.9)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
     for step in range(5):
@@ -150,7 +150,7 @@ def test_five_adamw_steps_and_the_ema_follow_the_reference():
 def test_every_reference_key_has_a_name_and_every_name_of_ours_is_met_once(name):
     record = golden(name)
     theirs = [key.removeprefix("state.") for key in record if key.startswith("state.")]
-    model = reference_vit(record) if name == "vit_cond" else reference_get(record)
+    model = locuslab_vit(record) if name == "vit_cond" else locuslab_get(record)
     assert sorted(map(rename, theirs)) == sorted(model.state_dict())
 
 
@@ -168,13 +168,13 @@ def test_every_reference_key_has_a_name_and_every_name_of_ours_is_met_once(name)
 )
 def test_an_unknown_key_is_refused_by_name(key):
     with pytest.raises(InputError, match=f"^expected .*, got '{key}'"):
-        from_reference({key: torch.zeros(1)})
+        from_locuslab({key: torch.zeros(1)})
 
 
 def test_implicit_mode_equals_the_reference():
     """Weights made so that the map contracts; gradient by `Implicit` through the whole model."""
     record = golden("get_ift")
-    model = reference_get(record)
+    model = locuslab_get(record)
 
     def decoded(gradient: Gradient) -> Tensor:
         problem = model.problem(record["noise"], z0=record["z0"])
@@ -202,7 +202,7 @@ def test_implicit_mode_equals_the_reference():
 
 def test_random_weights_of_the_reference_drift_and_are_not_called_converged():
     record = golden("get_uncond")
-    model = reference_get(record, iterations=400)
+    model = locuslab_get(record, iterations=400)
     with torch.no_grad():
         z0, inputs = model.problem(record["noise"], z0=record["z0"])
         solution = fixed_point(model.equilibrium_map, z0, inputs=inputs, max_steps=3000, tol=1e-2)

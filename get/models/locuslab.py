@@ -28,10 +28,10 @@ RENAMES = (
 
 
 def rename(key: str) -> str:
-    """Return our name of a reference state-dict key.
+    """Return our name of a key of their state dict.
 
     Raises:
-        InputError: If the reference has no such key.
+        InputError: If they have no such key.
     """
     for pattern, ours in RENAMES:
         if found := re.fullmatch(pattern, key):
@@ -39,27 +39,27 @@ def rename(key: str) -> str:
     raise InputError(f"expected a key of a locuslab/get state dict, got {key!r}")
 
 
-def from_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a reference state dict under our names.
+def from_locuslab(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return their state dict under our names.
 
     Raises:
-        InputError: If a key is not the reference's (a weight-normed training, say).
+        InputError: If a key is not theirs (a weight-normed training, say).
     """
     return {rename(key): value for key, value in state.items()}
 
 
 def build_from(state: Mapping[str, Tensor], *, heads: int, iterations: int) -> GET | ViT:
-    """Build the model of a reference state dict, which evaluates as the reference does.
+    """Build the model of their state dict; it evaluates as theirs does.
 
     Args:
-        state: The reference's state dict, whose tensors become the model's own.
+        state: Their state dict; its tensors become the model's own.
         heads: Attention heads, which no tensor tells.
         iterations: Iterations of an evaluation; a ViT has none.
 
     Raises:
         InputError: If the tensors are not those of a GET or a ViT.
     """
-    ours = from_reference(state)
+    ours = from_locuslab(state)
     common = {
         "heads": heads,
         "depth": _count(ours, "blocks"),

@@ -110,8 +110,8 @@ class TrainConfig(TrainingConfig):
         validation_steps: Validation loss, a sample grid and FID every so many steps.
         feature_network: The classifier whose features that FID compares; None measures none.
         real_images: What it compares with: "digits", "photos", or an image folder.
-        report_to: Trackers beside metrics.jsonl: tensorboard, wandb, or others that accelerate
-            knows; their packages are installed separately.
+        report_to: Trackers in addition to metrics.jsonl: tensorboard, wandb, or others that
+            accelerate knows; their packages are installed separately.
     """
 
     pairs: str | Path

@@ -43,7 +43,7 @@ class Validation:
             manifest: Of the pairs.
             order: Says where the training shards end.
             device: Where the feature network runs.
-            skipped: Is told if the held-out shard is damaged; None stops then.
+            skipped: Called if the held-out shard is damaged; None raises instead.
 
         Raises:
             InputError: If the real images do not fit the pairs.
