@@ -13,11 +13,13 @@ import json
 import os
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal
 
-from data.files import hidden_path, sync, write_json
+from data.files import hidden_path, sync
 from data.store import Cached, Folder, Source, Store, open_store
+from data.teachers.settings import Execution, Sampler, SamplerName
 from get.errors import InputError
 
 SCHEMA = 1
@@ -25,21 +27,65 @@ ImageFormat = Literal["png", "npy", "npy32"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairSettings:
+    """Everything that decides the bytes of a data set, and where it lies.
+
+    Attributes:
+        teacher: A folder or hub id in diffusers format, or an EDM checkpoint.
+        output_dir: The data set's folder; the same command writes only what is missing.
+        pairs_per_shard: Pairs per tar file.
+        teacher_batch_size: Images per call of the teacher; no batch crosses the end of a shard.
+        num_inference_steps: Steps of the sampler (Heun: 2 n - 1 network evaluations).
+        sampler: "auto" is what the teacher's own scheduler means.
+        guidance_scale: Classifier-free guidance, for teachers that know a null label.
+        seed: Seed and index decide the noise and label of a pair.
+        image_format: "png" (8 bit), "npy" (float16, unquantised) or "npy32".
+        pack: Pairs per member of the tar; stacks of hundreds are written and read much faster.
+        mixed_precision: Precision of the teacher's network.
+        compile: Run the teacher's network through torch.compile.
+        memory_format: Layout of the teacher's convolutions.
+    """
+
+    teacher: str
+    output_dir: Path
+    pairs_per_shard: int = 1024
+    teacher_batch_size: int = 256
+    num_inference_steps: int = 18
+    sampler: SamplerName = "auto"
+    guidance_scale: float = 1.0
+    seed: int = 0
+    image_format: ImageFormat = "png"
+    pack: int = 1
+    mixed_precision: Literal["no", "bf16"] = "no"
+    compile: bool = False
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+
+    def teacher_settings(self) -> tuple[Sampler, Execution]:
+        """Return how the teacher is run."""
+        sampler = Sampler(
+            steps=self.num_inference_steps, name=self.sampler, guidance_scale=self.guidance_scale
+        )
+        execution = Execution(
+            mixed_precision=self.mixed_precision,
+            compile=self.compile,
+            memory_format=self.memory_format,
+        )
+        return sampler, execution
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What made a data set of pairs. Jobs that differ in any of it cannot share a folder.
+
+    Attributes not listed here are those of `PairSettings`.
 
     Attributes:
         schema: Version of this format.
         teacher: The teacher's fingerprint (weights, configuration, sampler settings).
         sampler: The sampler's settings.
         evaluations: Network evaluations per image.
-        seed: Seed and index decide the noise and label of a pair (`get/noise.py`).
-        teacher_batch_size: Images per call of the teacher; no batch crosses the end of a shard.
         image_shape: Channels, height, width of noise and image.
         num_classes: Number of classes; None if unlabelled.
-        image_format: Encoding of the images.
-        pairs_per_shard: Pairs per shard.
-        pack: Pairs per member of a tar.
         execution: Settings of the teacher's precision and speed that are not the default.
         vae: Folder or hub id whose `vae/` decodes the pairs if they are latents; None for images.
     """
@@ -118,14 +164,7 @@ def read_manifest(folder: Source) -> Manifest:
         fields = json.loads(open_store(folder).read("manifest.json"))
         if (schema := fields.get("schema")) == SCHEMA:
             return Manifest(**fields | {"image_shape": tuple(fields["image_shape"])})
-    except (
-        OSError,
-        UnicodeError,
-        json.JSONDecodeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except (OSError, UnicodeError, JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"expected pairs in {folder}, got no readable manifest.json; "
             "make them with pipeline/make_pairs.py"
@@ -176,25 +215,12 @@ def read_record(folder: Source, shard: int) -> ShardRecord | None:
         return ShardRecord(**json.loads(store.read(record_name(shard))))
     except FileNotFoundError:
         return None
-    except (UnicodeError, json.JSONDecodeError, TypeError) as error:
+    except (UnicodeError, JSONDecodeError, TypeError) as error:
         place = store.place(record_name(shard))
         raise DamagedShard(
             f"expected a shard record in {place}, got {type(error).__name__}; "
             "delete it and run make_pairs.py again"
         ) from error
-
-
-def publish(folder: Path, shard: int, temporary: Path, record: ShardRecord) -> None:
-    """Rename a finished, synced tar into place, then publish its record."""
-    record_file = record_path(folder, shard)
-    try:
-        temporary.replace(tar_path(folder, shard))
-        sync(folder)  # a power cut must not keep the record and lose the tar
-        write_json(record_file, asdict(record))
-        sync(folder)
-    except FileNotFoundError:
-        if not record_file.exists():  # if it does, another writer was first and has tidied up
-            raise
 
 
 def tidy(folder: Path) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -15,8 +16,8 @@ import torch
 from webdataset.writer import TarWriter
 
 from data.codec import encode
-from data.files import hidden_path
-from data.manifest import Manifest, ShardRecord, publish, tar_path
+from data.files import hidden_path, sync, write_json
+from data.manifest import Manifest, ShardRecord, record_path, tar_path
 from data.pairs import Pairs
 from get.errors import InputError
 
@@ -25,19 +26,15 @@ class OpenShard:
     """A tar under a temporary name that becomes a shard or is deleted."""
 
     def __init__(self, folder: Path, shard: int, manifest: Manifest) -> None:
-        """Create the file.
-
-        Args:
-            folder: The data set.
-            shard: Number of the shard, from 0.
-            manifest: The settings of the data set.
+        """Create the file of a shard, numbered from 0, of the data set in a folder.
 
         Raises:
             InputError: If the folder is gone.
             OSError: If the file cannot be created.
         """
         self.folder, self.shard, self.manifest = folder, shard, manifest
-        self.path = hidden_path(tar_path(folder, shard))
+        self.target = tar_path(folder, shard)
+        self.path = hidden_path(self.target)
         self.count, self.bytes, self.digest, self.dropped = 0, 0, hashlib.sha256(), False
         with self._named_errors():
             self.file = self.path.open("wb")
@@ -71,9 +68,8 @@ class OpenShard:
                 f"expected finite images, got inf or nan among indices {indices[0]} to "
                 f"{indices[-1]}; the teacher diverges"
             )
-        form, pack = self.manifest.image_format, self.manifest.pack
         with self._named_errors():
-            for sample in encode(indices[0], pairs, form, pack):
+            for sample in encode(indices[0], pairs, self.manifest.image_format, self.manifest.pack):
                 self.tar.write(sample)
         self.count += len(indices)
 
@@ -87,11 +83,19 @@ class OpenShard:
             os.fsync(self.file.fileno())
             record = ShardRecord(
                 count=self.count,
-                first_index=self.shard * self.manifest.pairs_per_shard,
+                first_index=self.shard * self.count,
                 sha256=self.digest.hexdigest(),
                 bytes=self.bytes,
             )
-            publish(self.folder, self.shard, self.path, record)
+            record_file = record_path(self.folder, self.shard)
+            try:
+                self.path.replace(self.target)
+                sync(self.folder)  # a power cut must not keep the record and lose the tar
+                write_json(record_file, asdict(record))
+                sync(self.folder)
+            except FileNotFoundError:
+                if not record_file.exists():  # if it does, another writer was first and tidied up
+                    raise
         return record
 
     @contextmanager
@@ -104,5 +108,4 @@ class OpenShard:
                 "bring it back and run the same command again"
             ) from error
         except OSError as error:  # a failed write does not name its file
-            path = tar_path(self.folder, self.shard)
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise OSError(error.errno, error.strerror, str(self.target)) from error

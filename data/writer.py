@@ -7,50 +7,21 @@ complete or not at all, so a job may be killed at any time and started again.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from data.manifest import ImageFormat, Manifest, ShardRecord, open_data_set, read_record
+from data.manifest import Manifest, PairSettings, ShardRecord, open_data_set, read_record
 from data.open_shard import OpenShard
 from data.pairs import Pairs
 from data.teachers.open import open_teacher
-from data.teachers.settings import Execution, Sampler
 from data.teachers.teacher import Teacher
-from get import noise as noises
-from get.errors import InputError
+from get.noise import draw
 
 AHEAD = 2  # batches that may wait to be encoded
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairSettings:
-    """Everything that decides the bytes of a data set, and where it lies.
-
-    Attributes:
-        teacher: As in `data.teachers.open.open_teacher`.
-        folder: Folder of the data set.
-        sampler: The teacher's sampler.
-        execution: The teacher's precision and speed.
-        seed: Seed and index decide the noise and label of a pair.
-        teacher_batch_size: Images per call of the teacher; no batch crosses the end of a shard.
-        pairs_per_shard: Pairs per shard.
-        image_format: Encoding of the images.
-        pack: Pairs per member of a tar.
-    """
-
-    teacher: str
-    folder: Path
-    sampler: Sampler = Sampler()  # noqa: RUF009  frozen
-    execution: Execution = Execution()  # noqa: RUF009  frozen
-    seed: int = 0
-    teacher_batch_size: int = 256
-    pairs_per_shard: int = 1024
-    image_format: ImageFormat = "png"
-    pack: int = 1
 
 
 def generate_shard(
@@ -68,39 +39,24 @@ def generate_shard(
     Raises:
         InputError: If there is no such teacher, or the folder holds pairs of other settings.
     """
-    if (record := read_record(settings.folder, shard)) is not None:
-        return record
-    teacher, manifest = _opened(settings, device)
-    return write_shard(settings.folder, shard, teacher, manifest)
+    if (record := read_record(settings.output_dir, shard)) is None:
+        (record,) = write_shards(settings.output_dir, [shard], *_opened(settings, device))
+    return record
 
 
 def open_pairs(settings: PairSettings, device: torch.device | str) -> tuple[Teacher, Manifest]:
     """Open the teacher and the data set in its folder; arguments as in `generate_shard`."""
-    teacher = open_teacher(settings.teacher, settings.sampler, device, settings.execution)
-    manifest = describe(
-        teacher,
-        seed=settings.seed,
-        teacher_batch_size=settings.teacher_batch_size,
-        pairs_per_shard=settings.pairs_per_shard,
-        image_format=settings.image_format,
-        pack=settings.pack,
-    )
-    open_data_set(settings.folder, manifest)
+    sampler, execution = settings.teacher_settings()
+    teacher = open_teacher(settings.teacher, sampler, device, execution)
+    manifest = describe(teacher, settings)
+    open_data_set(settings.output_dir, manifest)
     return teacher, manifest
 
 
 _opened = lru_cache(maxsize=1)(open_pairs)
 
 
-def describe(
-    teacher: Teacher,
-    *,
-    seed: int,
-    teacher_batch_size: int,
-    pairs_per_shard: int,
-    image_format: ImageFormat,
-    pack: int = 1,
-) -> Manifest:
+def describe(teacher: Teacher, settings: PairSettings) -> Manifest:
     """Return the manifest of the pairs that this teacher makes with these settings.
 
     Raises:
@@ -112,26 +68,14 @@ def describe(
         execution=teacher.execution.settings(),
         vae=teacher.vae_source,
         evaluations=teacher.evaluations,
-        seed=seed,
-        teacher_batch_size=teacher_batch_size,
+        seed=settings.seed,
+        teacher_batch_size=settings.teacher_batch_size,
         image_shape=teacher.image_shape,
         num_classes=teacher.num_classes,
-        image_format=image_format,
-        pairs_per_shard=pairs_per_shard,
-        pack=pack,
+        image_format=settings.image_format,
+        pairs_per_shard=settings.pairs_per_shard,
+        pack=settings.pack,
     )
-
-
-def write_shard(
-    folder: Path,
-    shard: int,
-    teacher: Teacher,
-    manifest: Manifest,
-    progress: Callable[[int], object] = lambda count: None,
-) -> ShardRecord:
-    """Make the pairs of one shard and publish it; see `write_shards`."""
-    (record,) = write_shards(folder, [shard], teacher, manifest, progress)
-    return record
 
 
 def write_shards(
@@ -168,16 +112,17 @@ def write_shards(
                 records.append(record)
                 opened.popleft().close()
 
+    size = manifest.pairs_per_shard
     try:
         with ThreadPoolExecutor(1) as background:  # its exit waits for all submitted work
-            for shard, indices, noise, labels in _draws(shards, manifest):
-                if indices.start == shard * manifest.pairs_per_shard:
-                    opened.append(OpenShard(folder, shard, manifest))
+            for indices, noise, labels in _draws(shards, manifest):
+                if indices.start % size == 0:
+                    opened.append(OpenShard(folder, indices.start // size, manifest))
                 tar, images = opened[-1], teacher(noise, labels).cpu()
                 pending.append(background.submit(tar.add, indices, Pairs(noise, images, labels)))
                 wait(at_most=AHEAD)
                 progress(len(indices))
-                if indices.stop == (shard + 1) * manifest.pairs_per_shard:
+                if indices.stop % size == 0:
                     pending.append(background.submit(tar.publish))
             wait(at_most=0)
     finally:
@@ -186,52 +131,37 @@ def write_shards(
     return records
 
 
-def write_given(
-    folder: Path,
-    shard: int,
-    manifest: Manifest,
-    pairs: Pairs,
-) -> ShardRecord:
-    """Publish one shard of pairs that already exist; see `write_shards`.
-
-    Args:
-        folder: The data set.
-        shard: Number of the shard, from 0.
-        manifest: The settings.
-        pairs: `pairs_per_shard` of them, images in [-1, 1].
+def write_given(folder: Path, shard: int, manifest: Manifest, pairs: Pairs) -> ShardRecord:
+    """Publish one shard of pairs that already exist, images in [-1, 1]; see `write_shards`.
 
     Raises:
-        InputError: If images are not finite, or the number of pairs is not `pairs_per_shard`.
+        InputError: If images are not finite.
         OSError: If the disk is full or the folder cannot be written to.
     """
     tar = OpenShard(folder, shard, manifest)
     try:
         first = shard * manifest.pairs_per_shard
         tar.add(range(first, first + len(pairs)), pairs)
-        if (record := tar.publish()) is not None:
-            return record
+        record = tar.publish()
+        assert record is not None, "as many pairs as a shard has"
+        return record
     finally:
         tar.close()
-    raise InputError(f"expected {manifest.pairs_per_shard} pairs, got {len(pairs)}")
 
 
 def _draws(
     shards: Iterable[int], manifest: Manifest
-) -> Iterator[tuple[int, range, Tensor, Tensor | None]]:
-    """Yield shard, indices, noise and labels of every teacher batch; draw one batch ahead."""
+) -> Iterator[tuple[range, Tensor, Tensor | None]]:
+    """Yield indices, noise and labels of every teacher batch; draw one batch ahead."""
     size, batch = manifest.pairs_per_shard, manifest.teacher_batch_size
-
-    def draw(indices: range) -> tuple[Tensor, Tensor | None]:
-        return noises.draw(manifest.seed, indices, manifest.image_shape, manifest.num_classes)
-
+    batches = (
+        range(start, min(start + batch, (shard + 1) * size))
+        for shard in shards
+        for start in range(shard * size, (shard + 1) * size, batch)
+    )
+    seed, shape, num_classes = manifest.seed, manifest.image_shape, manifest.num_classes
     with ThreadPoolExecutor(1) as background:
-        drawn: deque[tuple[int, range, Future[tuple[Tensor, Tensor | None]]]] = deque()
-        for shard in shards:
-            for start in range(shard * size, (shard + 1) * size, batch):
-                indices = range(start, min(start + batch, (shard + 1) * size))
-                drawn.append((shard, indices, background.submit(draw, indices)))
-                if len(drawn) > 1:
-                    number, at, ready = drawn.popleft()
-                    yield number, at, *ready.result()
-        for number, at, ready in drawn:
-            yield number, at, *ready.result()
+        drawn = ((at, background.submit(draw, seed, at, shape, num_classes)) for at in batches)
+        # `pairwise` asks for the next batch before it gives this one; the last has none after it.
+        for (indices, ready), _ in pairwise(chain(drawn, [(range(0), Future())])):
+            yield indices, *ready.result()

@@ -17,7 +17,6 @@ import time
 
 from data.manifest import read_record, record_path, tidy
 from data.writer import open_pairs, write_shards
-from pipeline.jobs.pair_settings import pair_settings
 from pipeline.jobs.processes import local_device, local_main
 from pipeline.jobs.share import share
 from pipeline.recipes.settings_make import PairsConfig
@@ -26,8 +25,7 @@ from pipeline.recipes.settings_make import PairsConfig
 def main(config: PairsConfig) -> None:
     """Write those missing shards that belong to this task."""
     task, tasks = share(config.task_index, config.num_tasks, os.environ)
-    settings = pair_settings(config)
-    teacher, manifest = open_pairs(settings, local_device())
+    teacher, manifest = open_pairs(config, local_device())
     folder = config.output_dir
     shards = range(config.num_pairs // config.pairs_per_shard)
     mine = [i for i in shards[task::tasks] if read_record(folder, i) is None]

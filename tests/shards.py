@@ -6,16 +6,18 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 import torch
 
-from data.manifest import ImageFormat, Manifest, open_data_set
+from data.manifest import ImageFormat, Manifest, PairSettings, open_data_set
 from data.order import Order
 from data.pairs import Pairs
 from data.reader import batches
 from data.store import Source
-from data.writer import describe, write_shard
+from data.teachers.teacher import Teacher
+from data.writer import describe, write_shards
 from get.noise import draw
 
 from .problems import Softsign
@@ -33,22 +35,31 @@ IN_PROCESSES = [  # for tests that start some
 # ---------------------------------------------------------------- writing
 
 
-def manifest_of(teacher: Softsign, form: ImageFormat = "npy32") -> Manifest:
-    return describe(teacher, seed=0, teacher_batch_size=4, pairs_per_shard=PAIRS, image_format=form)
+def manifest_of(teacher: Teacher, form: ImageFormat = "npy32", **settings: int) -> Manifest:
+    sizes: dict[str, Any] = {"teacher_batch_size": 4, "pairs_per_shard": PAIRS, **settings}
+    return describe(
+        teacher, PairSettings(teacher="", output_dir=Path(), image_format=form, **sizes)
+    )
 
 
 def write_pairs(
     folder: Path,
     shards: int = SHARDS,
     form: ImageFormat = "npy32",
-    num_classes: int | None = 10,
+    teacher: Teacher | None = None,
+    **settings: int,
 ) -> Path:
     """Write a data set and return its folder."""
-    manifest = manifest_of(teacher := Softsign(num_classes=num_classes), form)
-    open_data_set(folder, manifest)
-    for shard in range(shards):
-        write_shard(folder, shard, teacher, manifest)
+    teacher = teacher or Softsign()
+    open_data_set(folder, manifest := manifest_of(teacher, form, **settings))
+    write_shards(folder, range(shards), teacher, manifest)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set that tests only read."""
+    return write_pairs(tmp_path_factory.mktemp("the pairs"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -63,41 +74,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------- reading
 
 
-def order(
-    source: Source,
-    *,
-    streams: int = 8,
-    batch_size: int = 16,
-    seed: int = 0,
-    shards: int = SHARDS,
-    pairs_per_shard: int = PAIRS,
-) -> Order:
-    return Order(
-        source=source,
-        shards=shards,
-        pairs_per_shard=pairs_per_shard,
-        seed=seed,
-        streams=streams,
-        batch_size=batch_size,
-    )
+ORDER = {"shards": SHARDS, "pairs_per_shard": PAIRS, "seed": 0, "streams": 8, "batch_size": 16}
 
 
-def read(
-    order: Order,
-    steps: int,
-    *,
-    processes: int = 1,
-    workers: int = 0,
-    start: int = 0,
-    damaged: Callable[[int, str], object] | None = None,
-) -> list[Pairs]:
+def order(source: Source, **changes: int) -> Order:
+    return Order(source=source, **ORDER | changes)
+
+
+def read(order: Order, steps: int, *, processes: int = 1, **options: Any) -> list[Pairs]:
     """Return global batches: those of all processes, concatenated."""
-    ranks = []
-    for rank in range(processes):
-        loader = batches(
-            order, rank=rank, processes=processes, start=start, workers=workers, damaged=damaged
-        )
-        ranks.append(list(islice(loader, steps)))
+    loaders = (
+        batches(order, rank=rank, processes=processes, **options) for rank in range(processes)
+    )
+    ranks = [list(islice(loader, steps)) for loader in loaders]
     return [Pairs.cat(parts) for parts in zip(*ranks, strict=True)]
 
 

@@ -19,25 +19,10 @@ from data.reader import read_shard
 from data.store import Cached, open_store
 from get.errors import InputError
 
-from .shards import (
-    IN_PROCESSES,
-    PAIRS,
-    SHARDS,
-    Quiet,
-    order,
-    read,
-    same,
-    serving,
-    write_pairs,
-)
+from .shards import IN_PROCESSES, PAIRS, SHARDS, Quiet, order, read, same, serving
+from .shards import folder as folder
 
 pytestmark = IN_PROCESSES
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set that tests only read."""
-    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 def kept(cache: Path) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ import webdataset
 from data.codec import decode, encode
 from data.manifest import ImageFormat, read_record, tar_path
 from data.pairs import Pairs
-from data.writer import write_shard
+from data.writer import write_shards
 from get.noise import draw
 
 from .problems import Softsign
@@ -73,8 +73,7 @@ def test_any_webdataset_reader_and_tar_can_read_a_shard(
     tmp_path: Path, form: ImageFormat, image: str, num_classes: int | None
 ) -> None:
     teacher = Softsign(num_classes=num_classes)
-    manifest = manifest_of(teacher, form)
-    record = write_shard(tmp_path, 2, teacher, manifest)
+    (record,) = write_shards(tmp_path, [2], teacher, manifest_of(teacher, form))
     path = tar_path(tmp_path, 2)
     keys = {"latent.npy", image} | ({"cls"} if num_classes else set())
     with tarfile.open(path) as tar:
@@ -92,7 +91,7 @@ def test_any_webdataset_reader_and_tar_can_read_a_shard(
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves it open
 def test_a_pair_is_the_teachers_image_of_the_noise_and_label_of_its_index(tmp_path: Path) -> None:
     teacher = Softsign(channels=3)
-    write_shard(tmp_path, 1, teacher, manifest_of(teacher))
+    write_shards(tmp_path, [1], teacher, manifest_of(teacher))
     samples = webdataset.WebDataset(str(tar_path(tmp_path, 1)), shardshuffle=False)
     noise, labels = draw(0, range(6, 12), (3, 4, 4), 10)
     assert labels is not None

@@ -19,14 +19,9 @@ from data.reader import batches, read_shard
 from get.errors import InputError
 
 from .shards import IN_PROCESSES, PAIRS, SHARDS, WORLDS, order, read, same, write_pairs
+from .shards import folder as folder
 
 pytestmark = IN_PROCESSES
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set that tests only read."""
-    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 Place = Callable[[list[tarfile.TarInfo]], int]

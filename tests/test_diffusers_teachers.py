@@ -21,7 +21,6 @@ from data.manifest import open_data_set, read_manifest
 from data.teachers.diffusers_folder import load_vae
 from data.teachers.open import open_teacher
 from data.teachers.settings import Execution, Sampler
-from data.writer import describe
 from get import GETPipeline
 from get.errors import InputError
 from get.noise import draw
@@ -29,6 +28,7 @@ from get.noise import draw
 from .diffusers_files import FEW, edit, sample, save_dit, save_unet, tiny_unet, tiny_vae
 from .diffusers_files import folder as folder
 from .problems import seeded, tiny_get
+from .shards import manifest_of
 
 # Half of the schedulers of diffusers 0.42 hand torch tensors to numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -136,8 +136,7 @@ def test_the_manifest_of_latents_names_their_vae(tmp_path: Path) -> None:
     folder = save_dit(tmp_path / "dit")
     bf16 = Execution(mixed_precision="bf16")
     teacher = open_teacher(folder, Sampler(steps=3, guidance_scale=2.0), "cpu", bf16)
-    settings: dict[str, Any] = {"seed": 0, "teacher_batch_size": 2, "pairs_per_shard": 2}
-    manifest = describe(teacher, **settings, image_format="npy32")
+    manifest = manifest_of(teacher)
     assert (manifest.vae, manifest.sampler) == (str(folder), {"steps": 3, "guidance_scale": 2.0})
     assert manifest.execution == {"mixed_precision": "bf16"}
     assert manifest.image_shape == (4, 8, 8)
@@ -146,16 +145,14 @@ def test_the_manifest_of_latents_names_their_vae(tmp_path: Path) -> None:
     for name, tensor in tiny_vae().state_dict().items():
         assert torch.equal(vae.state_dict()[name], tensor)
     with pytest.raises(InputError, match="expected 1 or 3 channels for image_format png, got 4"):
-        describe(teacher, **settings, image_format="png")
+        manifest_of(teacher, "png")
 
 
 def test_a_manifest_from_before_vae_and_execution_is_still_that_of_its_pairs(
     tmp_path: Path,
 ) -> None:
     teacher = open_teacher(SHIPPED / "digits-teacher", Sampler(), "cpu")
-    manifest = describe(
-        teacher, seed=0, teacher_batch_size=2, pairs_per_shard=2, image_format="png"
-    )
+    manifest = manifest_of(teacher, "png")
     old = {k: v for k, v in asdict(manifest).items() if k not in ("vae", "execution")}
     (tmp_path / "manifest.json").write_text(json.dumps(old))
     assert read_manifest(tmp_path) == manifest

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from data.manifest import open_data_set, read_record, record_path, tar_path
+from data.manifest import read_record, record_path, tar_path
 from data.order import Order
 from data.reader import read_shard
-from data.writer import write_shard
 
 from .problems import Softsign
 from .processes import At, Script, completed
 from .runs import STEPS, assert_same, checkpoints, contents, metrics
-from .shards import PAIRS, manifest_of, write_pairs
+from .shards import PAIRS, write_pairs
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +103,8 @@ OTHERS = {
 def test_pairs_of_something_else_are_refused_in_one_line(
     teacher, words, train, undisturbed, tmp_path
 ):
-    before, manifest = contents(undisturbed), manifest_of(teacher, "png")
-    open_data_set(tmp_path / "pairs", manifest)
-    for shard in range(5):
-        write_shard(tmp_path / "pairs", shard, teacher, manifest)
-    refused = train(undisturbed, "--pairs", tmp_path / "pairs")
+    before, pairs = contents(undisturbed), write_pairs(tmp_path / "pairs", 5, "png", teacher)
+    refused = train(undisturbed, "--pairs", pairs)
     assert (refused.codes, refused.err.count("\n")) == ([2], 1)
     assert words in refused.err
     assert contents(undisturbed) == before

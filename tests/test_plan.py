@@ -11,8 +11,7 @@ import torch
 
 from data.manifest import open_data_set, record_path
 from data.pairs import Pairs
-from data.writer import describe as manifest_of
-from data.writer import write_given, write_shard
+from data.writer import write_given
 from get.cost import LiveBytes, Macs, count_macs
 from get.errors import InputError
 from get.losses import IterateLoss
@@ -28,6 +27,7 @@ from pipeline.training.step import TrainingStep
 from pipeline.training.step_cost import image_macs, step_cost
 
 from .problems import Softsign
+from .shards import write_pairs as shards_of
 
 STUDENTS = students(RECIPES)
 SMOKE = STUDENTS["smoke"]
@@ -144,13 +144,7 @@ def write_pairs(folder: Path, shards: int = 5) -> Path:
     """Write pairs like those of the recipe; five shards are all it asks for."""
     teacher = Softsign()
     teacher.image_shape = (1, 8, 8)
-    manifest = manifest_of(
-        teacher, seed=0, teacher_batch_size=64, pairs_per_shard=64, image_format="png"
-    )
-    open_data_set(folder, manifest)
-    for shard in range(shards):
-        write_shard(folder, shard, teacher, manifest)
-    return folder
+    return shards_of(folder, shards, "png", teacher, teacher_batch_size=64, pairs_per_shard=64)
 
 
 def test_the_script_says_that_pairs_fit_and_changes_nothing(

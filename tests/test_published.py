@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from data.order import choose_streams
-from data.teachers.settings import Sampler
+from data.teachers.settings import Execution, Sampler
 from get.noise import draw
 from pipeline import recipes
-from pipeline.jobs.pair_settings import pair_settings
 from pipeline.recipes import RECIPES, published, table
 from pipeline.recipes.recipe import Recipe, students
 from pipeline.recipes.settings_train import GETModel, TrainConfig
@@ -146,11 +145,10 @@ def test_the_pairs_fit_the_order_of_training():
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_of_pairs_can_be_stored_as_it_says(name: str):
     """Neither writer.py nor the teachers refuse them, as they do PNG of latents, for instance."""
-    manifest, settings = RECIPES[name].manifest(), pair_settings(RECIPES[name].pairs)
+    manifest, pairs = RECIPES[name].manifest(), RECIPES[name].pairs
     assert manifest.image_format != "png" or manifest.image_shape[0] in (1, 3)
-    if settings.teacher.endswith(".pkl"):
-        assert settings.execution.settings() == {}
-        assert settings.sampler == Sampler(steps=18)
+    if pairs.teacher.endswith(".pkl"):
+        assert pairs.teacher_settings() == (Sampler(steps=18), Execution())
     noise, labels = draw(0, range(2), manifest.image_shape, manifest.num_classes)
     assert noise.shape == (2, *manifest.image_shape)
     assert (labels is None) == (manifest.num_classes is None)

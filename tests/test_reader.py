@@ -16,15 +16,10 @@ from get.errors import InputError
 
 from .problems import Softsign
 from .shards import IN_PROCESSES, PAIRS, SHARDS, WORLDS, indices, order, read, same, write_pairs
+from .shards import folder as folder
 
 pytestmark = IN_PROCESSES
 GOLDEN = [4, 2, 12, 15, 11, 7, 34, 35, 25, 28, 23, 22, 38, 41, 44, 46]  # the first batch of seed 0
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set that tests only read."""
-    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 def differ(first: list[int], second: list[int]) -> bool:
@@ -141,7 +136,8 @@ def test_loader_processes_that_do_not_divide_the_streams_are_refused(
 def test_images_of_every_format_arrive_as_float32_in_the_range(
     tmp_path: Path, form: ImageFormat, tolerance: float, num_classes: int | None
 ) -> None:
-    chosen = order(write_pairs(tmp_path, 2, form, num_classes), streams=2, batch_size=12, shards=2)
+    pairs = write_pairs(tmp_path, 2, form, Softsign(num_classes=num_classes))
+    chosen = order(pairs, streams=2, batch_size=12, shards=2)
     batch = next(batches(chosen))
     assert batch.noise.dtype == batch.images.dtype == torch.float32
     assert batch.images.abs().max() <= 1

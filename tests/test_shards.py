@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.manifest import count_shards, open_data_set, read_record, record_path
-from data.writer import write_shard
+from data.writer import write_shards
 from get.noise import draw
 
 from .problems import Softsign
@@ -32,8 +32,7 @@ class Diverging(Softsign):
 def write(folder: Path, shards: list[int]) -> dict[str, bytes]:
     """Write shards in this order and return what the folder then holds."""
     open_data_set(folder, MANIFEST)
-    for shard in shards:
-        write_shard(folder, shard, Softsign(), MANIFEST)
+    write_shards(folder, shards, Softsign(), MANIFEST)
     return contents(folder)
 
 
@@ -63,10 +62,9 @@ def test_a_tar_without_a_record_is_no_shard(tmp_path: Path) -> None:
 
 
 def test_images_that_are_not_finite_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    teacher = Diverging(num_classes=None)
     with pytest.raises(ValueError, match=r"expected finite images, .* among indices 4 to 5"):
-        write_shard(
-            tmp_path, 0, Diverging(num_classes=None), manifest_of(Softsign(num_classes=None))
-        )
+        write_shards(tmp_path, [0], teacher, manifest_of(teacher))
     assert contents(tmp_path) == {}
 
 
@@ -78,10 +76,10 @@ def test_progress_is_reported_every_batch_and_may_drop_the_shard(tmp_path: Path)
         if shown == [4, 2, 4]:
             raise KeyboardInterrupt
 
-    write_shard(tmp_path, 0, Softsign(), MANIFEST, stop)
+    write_shards(tmp_path, [0], Softsign(), MANIFEST, stop)
     before = contents(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        write_shard(tmp_path, 1, Softsign(), MANIFEST, stop)
+        write_shards(tmp_path, [1], Softsign(), MANIFEST, stop)
     assert contents(tmp_path) == before
 
 
@@ -97,7 +95,7 @@ def write_and_die(folder: Path, event: str, nth: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)  # Python tells of every file opened and renamed
-    write_shard(folder, 1, Softsign(), MANIFEST, lambda _: sys.audit("batch", ".pairs-000001."))
+    write_shards(folder, [1], Softsign(), MANIFEST, lambda _: sys.audit("batch", ".pairs-000001."))
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

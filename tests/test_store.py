@@ -15,15 +15,10 @@ from data.reader import read_shard
 from data.store import Source, Store, open_store
 from get.errors import InputError
 
-from .shards import IN_PROCESSES, SHARDS, Quiet, order, read, same, serving, write_pairs
+from .shards import IN_PROCESSES, SHARDS, Quiet, order, read, same, serving
+from .shards import folder as folder
 
 pytestmark = IN_PROCESSES
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set that tests only read."""
-    return write_pairs(tmp_path_factory.mktemp("the pairs"))
 
 
 @pytest.fixture(params=["folder", "text", "web", "memory", "pipe", "cached", "cached folder"])

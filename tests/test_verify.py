@@ -10,23 +10,17 @@ from pathlib import Path
 import pytest
 
 from data import SHIPPED
-from data.manifest import ImageFormat, Manifest, open_data_set, record_path, tar_path
-from data.teachers.settings import Sampler
+from data.manifest import ImageFormat, Manifest, PairSettings, read_manifest, record_path, tar_path
 from data.verify import find_damage
-from data.writer import PairSettings, describe, generate_shard, write_shards
+from data.writer import generate_shard
 from pipeline import cli, verify_pairs
 
-from .problems import Softsign
+from .shards import write_pairs
 
 
 def data_set(folder: Path, form: ImageFormat = "npy32", pack: int = 1) -> Manifest:
-    teacher = Softsign()
-    manifest = describe(
-        teacher, seed=0, teacher_batch_size=8, pairs_per_shard=16, image_format=form, pack=pack
-    )
-    open_data_set(folder, manifest)
-    write_shards(folder, range(3), teacher, manifest)
-    return manifest
+    write_pairs(folder, 3, form, teacher_batch_size=8, pairs_per_shard=16, pack=pack)
+    return read_manifest(folder)
 
 
 @pytest.mark.parametrize("form", ["png", "npy", "npy32"])
@@ -118,8 +112,8 @@ def test_the_command_names_the_damaged_shard_and_says_what_to_do(tmp_path, verif
 def test_deep_verification_knows_the_teachers_pairs_from_others(tmp_path, verify):
     settings = PairSettings(
         teacher=str(SHIPPED / "digits-teacher"),
-        folder=tmp_path,
-        sampler=Sampler(steps=3),
+        output_dir=tmp_path,
+        num_inference_steps=3,
         teacher_batch_size=8,
         pairs_per_shard=16,
     )

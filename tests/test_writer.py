@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from data import SHIPPED
-from data.manifest import Manifest, count_shards, open_data_set, read_record, tidy
+from data.manifest import PairSettings, count_shards, open_data_set, read_record, tidy
 from data.open_shard import OpenShard
-from data.teachers.settings import Sampler
-from data.writer import PairSettings, describe, generate_shard, write_shards
+from data.writer import generate_shard, write_shards
 from get.errors import InputError
 
 from .problems import Softsign
+from .shards import contents, manifest_of, write_pairs
 
 ROOT = Path(__file__).parents[1]
 SHARDS = 12
+MANIFEST = manifest_of(Softsign(), "png", teacher_batch_size=8, pairs_per_shard=20)
 
 
 class Slow(Softsign):
@@ -35,23 +36,12 @@ class Slow(Softsign):
         return super().__call__(noise, labels)
 
 
-def manifest(teacher: Softsign, pairs_per_shard: int = 20) -> Manifest:
-    sizes = {"teacher_batch_size": 8, "pairs_per_shard": pairs_per_shard}
-    return describe(teacher, seed=0, image_format="png", **sizes)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def work(folder: Path, task: int) -> None:
     """What one of three tasks does: write what is missing of its share, then tidy up."""
     torch.set_num_threads(1)
-    teacher = Slow()
-    settings = manifest(teacher)
-    open_data_set(folder, settings)
+    open_data_set(folder, MANIFEST)
     mine = [i for i in range(task, SHARDS, 3) if read_record(folder, i) is None]
-    write_shards(folder, mine, teacher, settings)
+    write_shards(folder, mine, Slow(), MANIFEST)
     tidy(folder)
 
 
@@ -70,16 +60,12 @@ def test_twenty_kills_over_three_writers_leave_the_bytes_of_an_undisturbed_run(t
                 process.kill()
                 kills += 1
             process.join()
-        if (torn / "manifest.json").exists() and count_all(torn) == SHARDS:
+        if len(list(torn.glob("pairs-*.json"))) == SHARDS:
             for name in contents(torn):  # all done before the last kill: begin again
                 (torn / name).unlink()
     for task in range(3):
         work(torn, task)
     assert contents(torn) == contents(whole)
-
-
-def count_all(folder: Path) -> int:
-    return sum(read_record(folder, shard) is not None for shard in range(SHARDS))
 
 
 @pytest.mark.slow
@@ -141,21 +127,13 @@ def test_encoding_overlaps_the_next_teacher_batch(tmp_path, monkeypatch):
         return iter(())
 
     monkeypatch.setattr("data.open_shard.encode", slow_encode)
-    teacher = Asked()
-    settings = manifest(teacher, pairs_per_shard=24)
-    open_data_set(tmp_path, settings)
-    write_shards(tmp_path, [0], teacher, settings)
+    write_pairs(tmp_path, 1, teacher=Asked(), teacher_batch_size=8, pairs_per_shard=24)
     assert encoded.is_set()
 
 
 def test_a_full_disk_ends_with_the_name_of_the_shard_and_leaves_nothing(tmp_path, monkeypatch):
-    teacher = Softsign()
-    settings = manifest(teacher)
-    open_data_set(tmp_path, settings)
-    write_shards(tmp_path, [0], teacher, settings)
-    before = contents(tmp_path)
-
-    write = OpenShard.write
+    write_shards(tmp_path, [0], Softsign(), MANIFEST)
+    before, write = contents(tmp_path), OpenShard.write
 
     def full(shard: OpenShard, data: bytes) -> int:
         if shard.bytes + len(data) > 2000 and not shard.dropped:
@@ -164,7 +142,7 @@ def test_a_full_disk_ends_with_the_name_of_the_shard_and_leaves_nothing(tmp_path
 
     monkeypatch.setattr(OpenShard, "write", full)
     with pytest.raises(OSError, match=r"No space left on device.*pairs-000001\.tar"):
-        write_shards(tmp_path, [1, 2], teacher, settings)
+        write_shards(tmp_path, [1, 2], Softsign(), MANIFEST)
     assert contents(tmp_path) == before
 
 
@@ -174,19 +152,16 @@ def test_a_folder_that_vanishes_ends_with_a_sentence(tmp_path):
             shutil.rmtree(tmp_path / "mount", ignore_errors=True)
             return super().__call__(noise, labels)
 
-    teacher = Vanishing()
-    settings = manifest(teacher)
-    open_data_set(tmp_path / "mount", settings)
     with pytest.raises(InputError, match=r"expected the folder .* it has gone since the start"):
-        write_shards(tmp_path / "mount", [0, 1], teacher, settings)
+        write_pairs(tmp_path / "mount", teacher=Vanishing())
 
 
 @pytest.mark.parametrize("pack", [1, 8])
 def test_generate_shard_is_one_pure_call(tmp_path, pack):
     settings = PairSettings(
         teacher=str(SHIPPED / "digits-teacher"),
-        folder=tmp_path / "one",
-        sampler=Sampler(steps=2),
+        output_dir=tmp_path / "one",
+        num_inference_steps=2,
         teacher_batch_size=8,
         pairs_per_shard=16,
         pack=pack,
@@ -194,11 +169,10 @@ def test_generate_shard_is_one_pure_call(tmp_path, pack):
     record = generate_shard(settings, 2)
     assert (record.first_index, record.count) == (32, 16)
     assert generate_shard(settings, 2) == record  # it is there
-    again = replace(settings, folder=tmp_path / "two")
+    again = replace(settings, output_dir=tmp_path / "two")
     assert [generate_shard(again, i).sha256 for i in (0, 2)][1] == record.sha256
     generate_shard(settings, 0)
     generate_shard(settings, 1)
-    assert count_shards(settings.folder) == 3
-    other = replace(settings, seed=1)
+    assert count_shards(settings.output_dir) == 3
     with pytest.raises(InputError, match="seed was 0, is 1"):
-        generate_shard(other, 3)
+        generate_shard(replace(settings, seed=1), 3)

@@ -13,7 +13,6 @@ from data.writer import open_pairs, write_shards
 from get.cost import in_turns
 from get.noise import draw
 from pipeline.benchmarks.results import BenchmarkConfig, save
-from pipeline.jobs.pair_settings import pair_settings
 from pipeline.jobs.processes import local_device
 from pipeline.recipes import RECIPES
 
@@ -34,7 +33,7 @@ class WriterConfig(BenchmarkConfig):
 def main(config: WriterConfig) -> None:
     """Measure both rates; write a JSON file."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = replace(pair_settings(RECIPES[config.recipe].pairs), folder=Path(folder))
+        settings = replace(RECIPES[config.recipe].pairs, output_dir=Path(folder))
         teacher, manifest = open_pairs(settings, local_device())
         pairs, size = manifest.pairs_per_shard, manifest.teacher_batch_size
         batches = [
@@ -44,7 +43,7 @@ def main(config: WriterConfig) -> None:
         shards = count()
         calls = {
             "teacher": lambda: [teacher(*batch).cpu() for batch in batches],
-            "job": lambda: write_shards(settings.folder, [next(shards)], teacher, manifest),
+            "job": lambda: write_shards(settings.output_dir, [next(shards)], teacher, manifest),
         }
         seconds = in_turns(calls, config.repeats)
     alone, job = (pairs / min(seconds[name].wall) for name in calls)

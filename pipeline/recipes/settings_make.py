@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.manifest import ImageFormat
-from data.teachers.settings import SamplerName
+from data.manifest import PairSettings
 from get.errors import InputError
 
 LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
@@ -124,42 +123,16 @@ class ClassifierConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsConfig:
+class PairsConfig(PairSettings):
     """Let a teacher write noise/image pairs.
 
     Attributes:
-        teacher: A folder or hub id in diffusers format, or an EDM checkpoint.
-        output_dir: The data set's folder; the same command writes only what is missing.
         num_pairs: Pairs in all, a multiple of pairs_per_shard; more may be asked for later.
-        pairs_per_shard: Pairs a tar file.
-        teacher_batch_size: Images the teacher makes at once.
-        num_inference_steps: Steps of the sampler (Heun: 2 n - 1 network evaluations).
-        sampler: "auto" is what the teacher's own scheduler means.
-        guidance_scale: Classifier-free guidance, for teachers that know a null label.
-        seed: With an index it names a pair's noise and label.
-        image_format: "png" (8 bit), "npy" (float16, unquantised) or "npy32".
-        pack: Pairs a member of the tar; stacks of hundreds are written and read much faster.
-        mixed_precision: Precision of the teacher's network.
-        compile: Run the teacher's network through torch.compile.
-        memory_format: Layout of the teacher's convolutions.
         task_index: Which share of the shards this job writes; None asks Slurm or torchrun.
         num_tasks: Shares in all; None asks Slurm or torchrun.
     """
 
-    teacher: str
-    output_dir: Path
     num_pairs: int
-    pairs_per_shard: int = 1024
-    teacher_batch_size: int = 256
-    num_inference_steps: int = 18
-    sampler: SamplerName = "auto"
-    guidance_scale: float = 1.0
-    seed: int = 0
-    image_format: ImageFormat = "png"
-    pack: int = 1
-    mixed_precision: Literal["no", "bf16"] = "no"
-    compile: bool = False
-    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     task_index: int | None = None
     num_tasks: int | None = None
 
