@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from . import typecheck as typecheck  # named in pyproject.toml
 from .processes import ROOT, Result, Script, completed, template
 from .runs import SMALL
 
