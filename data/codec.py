@@ -35,23 +35,21 @@ def encode(
         stored = pairs.images.numpy().astype(np.float16 if form == "npy" else np.float32)
     noise = pairs.noise.numpy()
     classes = None if pairs.labels is None else pairs.labels.numpy()
+    packed = pack > 1
     for at in range(0, len(stored), pack):
-        sample: dict[str, str | bytes] = {"__key__": f"{first + at:09d}"}
-        if pack > 1:
-            part = slice(at, at + pack)
-            sample |= {"latent.npy": _npy(noise[part]), "image.npy": _npy(stored[part])}
-            if classes is not None:
-                sample["cls.npy"] = _npy(classes[part])
+        part = slice(at, at + pack) if packed else at
+        key = f"{first + at:09d}"
+        sample: dict[str, str | bytes] = {"__key__": key, "latent.npy": _npy(noise[part])}
+        if form == "png" and not packed:
+            buffer = io.BytesIO()
+            to_pil(torch.from_numpy(stored[at])).save(buffer, format="png")
+            sample["image.png"] = buffer.getvalue()
         else:
-            sample["latent.npy"] = _npy(noise[at])
-            if form == "png":
-                buffer = io.BytesIO()
-                to_pil(torch.from_numpy(stored[at])).save(buffer, format="png")
-                sample["image.png"] = buffer.getvalue()
-            else:
-                sample["image.npy"] = _npy(stored[at])
-            if classes is not None:
-                sample["cls"] = str(classes[at]).encode()
+            sample["image.npy"] = _npy(stored[part])
+        if classes is not None and packed:
+            sample["cls.npy"] = _npy(classes[part])
+        elif classes is not None:
+            sample["cls"] = str(classes[at]).encode()
         yield sample
 
 
@@ -63,20 +61,15 @@ def decode(samples: Iterable[Mapping[str, Any]], count: int) -> Pairs:
             of noise, images and labels do not fit: a matching sha256 does not exclude that.
     """
     parts = [_decode(sample) for sample in samples]
-    noise = np.concatenate([part[0] for part in parts])
-    images = np.concatenate([part[1] for part in parts])
+    noise, images = (torch.from_numpy(np.concatenate([part[i] for part in parts])) for i in (0, 1))
     classes = [part[2] for part in parts if part[2] is not None]
-    labels = np.concatenate(classes) if classes else None
+    labels = torch.from_numpy(np.concatenate(classes)) if classes else None
     if noise.ndim != 4 or noise.shape != images.shape:
-        raise ValueError(f"noise of {noise.shape} and images of {images.shape}")
+        raise ValueError(f"noise of {tuple(noise.shape)} and images of {tuple(images.shape)}")
     for rows in (noise, labels):
         if rows is not None and len(rows) != count:
             raise ValueError(f"{len(rows)} pairs")
-    return Pairs(
-        torch.from_numpy(noise),
-        torch.from_numpy(images),
-        None if labels is None else torch.from_numpy(labels),
-    )
+    return Pairs(noise, images, labels)
 
 
 def _decode(sample: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -57,7 +57,7 @@ class Order:
         if self.batch_size % self.streams:
             raise InputError(
                 f"expected a global batch size that {self.streams} streams divide, got "
-                f"{self.batch_size}, which {_listed(divisors(self.batch_size))} streams divide"
+                f"{self.batch_size}, which {_divisors_of(self.batch_size)} streams divide"
             )
 
     def chunk(
@@ -89,7 +89,7 @@ class Order:
         # The shards of this round: entries `first`, `first` + 1, ... of the list of all epochs.
         first, size = turn * self.streams, self.pairs_per_shard
         epochs = range(first // self.shards, (first + self.streams - 1) // self.shards + 1)
-        entries = np.concatenate([self._shards(epoch) for epoch in epochs])
+        entries = np.concatenate([_permutation(self.shards, self.seed, epoch) for epoch in epochs])
         entries = entries[first % self.shards :][: self.streams]
         shard = int(entries[stream])
         # Streams that read this shard in this round read it in one order, equal distances apart.
@@ -99,16 +99,12 @@ class Order:
         order = np.roll(_permutation(size, self.seed, epoch, shard + 1), -distance)
         if shard in damaged:
             epoch, place = divmod(first + stream, self.shards)
-            shards = self._shards(epoch)
+            shards = _permutation(self.shards, self.seed, epoch)
             # The stream's own shards in this epoch are every `streams`-th; begin with this one.
             own = shards[(stream - epoch * self.shards) % self.streams :: self.streams]
             spare = [*np.roll(own, -(place // self.streams)).tolist(), *shards.tolist()]
             shard = next((n for n in spare if n not in damaged), shard)
         return shard, order
-
-    def _shards(self, epoch: int) -> Int[np.ndarray, " shards"]:
-        """Return the shards in the order of an epoch."""
-        return _permutation(self.shards, self.seed, epoch)
 
     def indices(self, step: int) -> list[int]:
         """Return the index of every pair of a global batch, in its order."""
@@ -131,13 +127,13 @@ def choose_streams(shards: int, batch_size: int, readers: int) -> int:
     Raises:
         InputError: If the batch cannot be shared among the readers.
     """
-    fitting = [n for n in divisors(batch_size) if n % readers == 0]
-    if not fitting:
+    if batch_size % readers:
         raise InputError(
             f"expected processes x dataloader_num_workers to divide the global batch size "
             f"{batch_size}, got {readers}; choose numbers whose product is one of "
-            f"{_listed(divisors(batch_size))}"
+            f"{_divisors_of(batch_size)}"
         )
+    fitting = [n for n in range(readers, batch_size + 1, readers) if batch_size % n == 0]
     return max((n for n in fitting if n <= min(STREAMS, shards)), default=fitting[0])
 
 
@@ -151,17 +147,13 @@ def check_readers(streams: int, processes: int, workers: int) -> None:
         raise InputError(
             f"expected processes x dataloader_num_workers to divide {streams} streams, got "
             f"{processes} x {max(workers, 1)}; choose numbers whose product is one of "
-            f"{_listed(divisors(streams))}"
+            f"{_divisors_of(streams)}"
         )
 
 
-def divisors(number: int) -> list[int]:
-    """Return the numbers that divide another one, smallest first."""
-    return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
+def _divisors_of(number: int) -> str:
+    """List the numbers that divide another one, for messages."""
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
 @lru_cache(maxsize=256)

@@ -6,9 +6,8 @@ resumed run asks for the batch it needs next and nothing before it is opened.
 
 import signal
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
-from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -49,16 +48,8 @@ def read_shard(source: Source, shard: int) -> Pairs:
         ) from error
 
 
-class _Chunk(NamedTuple):
-    """What a stream gives to a batch, and the damaged shards that were first found on the way.
-
-    Attributes:
-        pairs: The pairs.
-        damaged: Descriptions of the damaged shards by number.
-    """
-
-    pairs: Pairs
-    damaged: dict[int, str]
+_Chunk = tuple[Pairs, dict[int, str]]
+"""What a stream gives to a batch, and the errors of the damaged shards first found on the way."""
 
 
 class _Chunks(IterableDataset):
@@ -84,7 +75,7 @@ class _Chunks(IterableDataset):
                 except InputError as error:
                     yield str(error)
                     return
-                known.update(chunk.damaged)
+                known.update(chunk[1])
                 yield chunk
 
     def _chunk(self, shards: "_Shards", stream: int, step: int, known: set[int]) -> _Chunk:
@@ -102,17 +93,15 @@ class _Chunks(IterableDataset):
                     new[number] = str(error)
                     break  # the order without this shard may differ: begin the chunk again
             else:
-                return _Chunk(Pairs.cat(pieces), new)
+                return Pairs.cat(pieces), new
 
 
 class _Shards:
-    """A cache of decoded shards that drops the least recently used ones.
-
-    At least `at_least` shards are kept: a process reads one per stream at the same time, and with
-    fewer in memory it would decode each of them again for every batch.
-    """
+    """A cache of decoded shards that drops the least recently used ones."""
 
     def __init__(self, order: Order, at_least: int) -> None:
+        # A process reads one shard per stream at the same time: with fewer in memory it would
+        # decode each of them again for every batch.
         self.store, self.at_least = open_store(order.source), at_least
         self.pairs_per_shard = order.pairs_per_shard
         self.kept: OrderedDict[int, Pairs] = OrderedDict()
@@ -166,34 +155,34 @@ def batches(
             if a shard is damaged and may not be skipped or the data set cannot be reached.
     """
     check_readers(order.streams, processes, workers)
-    count_here = order.streams // processes
-    streams = range(rank * count_here, (rank + 1) * count_here)
-    chunks = _Chunks(order, streams, start, skip=damaged is not None)
-    # Without a generator, DataLoader draws the seeds of its workers from torch's global one.
-    generator = torch.Generator()
+    per_process = order.streams // processes
+    streams = range(rank * per_process, (rank + 1) * per_process)
+    loader = DataLoader(
+        _Chunks(order, streams, start, skip=damaged is not None),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=_ignore_signals,
+        # Without one, DataLoader draws the seeds of its workers from torch's global generator.
+        generator=torch.Generator(),
+    )
+    return _assemble(loader, per_process, damaged or (lambda number, description: None))
 
-    def assemble() -> Iterator[Pairs]:
-        loader = iter(
-            DataLoader(
-                chunks,
-                batch_size=None,
-                num_workers=workers,
-                worker_init_fn=_ignore_signals,
-                generator=generator,
-            )
-        )
-        reported: set[int] = set()  # several loader workers may find the same shard damaged
-        while True:
-            parts = []
-            for _ in streams:  # DataLoader asks its workers in turn, so chunks come in stream order
-                chunk = next(loader)
-                if isinstance(chunk, str):
-                    raise InputError(chunk)
-                parts.append(chunk.pairs)
-                for number, description in chunk.damaged.items():
-                    if damaged is not None and number not in reported:
-                        reported.add(number)
-                        damaged(number, description)
+
+def _assemble(
+    chunks: Iterable[_Chunk | str], streams: int, damaged: Callable[[int, str], object]
+) -> Iterator[Pairs]:
+    """Put the chunks of every batch together and report each damaged shard once."""
+    reported: set[int] = set()  # several loader workers may find the same shard damaged
+    parts: list[Pairs] = []
+    for chunk in chunks:  # DataLoader asks its workers in turn, so they come in stream order
+        if isinstance(chunk, str):
+            raise InputError(chunk)
+        pairs, new = chunk
+        for number, description in new.items():
+            if number not in reported:
+                damaged(number, description)
+        reported.update(new)
+        parts.append(pairs)
+        if len(parts) == streams:
             yield Pairs.cat(parts).as_floats()
-
-    return assemble()
+            parts = []

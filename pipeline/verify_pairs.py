@@ -91,9 +91,8 @@ def compare(config: VerifyConfig, manifest: Manifest, shards: int) -> None:
         compare_with_teacher(config.folder, shard, batch, teacher, manifest)
         for shard, batch in chosen.tolist()
     ]
-    noise = all(difference.noise for difference in differences)
-    largest = max(difference.largest for difference in differences)
-    fraction = max(difference.fraction for difference in differences)
+    same, levels, fractions = zip(*differences, strict=True)
+    noise, largest, fraction = all(same), max(levels), max(fractions)
     print(
         f"{config.batches} teacher batches made again: noise and labels "
         f"{'the same' if noise else 'DIFFERENT'}; pixels differ by up to {largest:.3f} levels of "
