@@ -61,7 +61,8 @@ def decode(samples: Iterable[Mapping[str, Any]], count: int) -> Pairs:
             of noise, images and labels do not fit: a matching sha256 does not exclude that.
     """
     parts = [_decode(sample) for sample in samples]
-    noise, images = (torch.from_numpy(np.concatenate([part[i] for part in parts])) for i in (0, 1))
+    noise = torch.from_numpy(np.concatenate([part[0] for part in parts]))
+    images = torch.from_numpy(np.concatenate([part[1] for part in parts]))
     classes = [part[2] for part in parts if part[2] is not None]
     labels = torch.from_numpy(np.concatenate(classes)) if classes else None
     if noise.ndim != 4 or noise.shape != images.shape:

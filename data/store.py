@@ -16,7 +16,6 @@ import shlex
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
@@ -25,7 +24,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from data.files import hidden_path
+from data.files import new_file
 from get.errors import InputError
 
 TIMEOUT = 30.0  # seconds a web server may be silent
@@ -61,9 +60,9 @@ class Store(ABC):
             InputError: If a remote store does not answer or refuses; the file may exist.
         """
 
-    @abstractmethod
     def place(self, name: str) -> str:
         """Return the place of a file, for messages."""
+        return f"{self.source.rstrip('/')}/{name}"
 
     def read_whole(self, name: str, size: int, digest: str) -> bytes:
         """Return the content of a file that must have this size and sha256.
@@ -90,10 +89,6 @@ class Folder(Store):
     def read(self, name: str) -> bytes:
         """Read a file."""
         return (self.path / name).read_bytes()
-
-    def place(self, name: str) -> str:
-        """Return the path."""
-        return str(self.path / name)
 
 
 class Web(Store):
@@ -130,24 +125,9 @@ class Web(Store):
 class ObjectStore(Store):
     """Any file system of fsspec; see its documentation for credentials."""
 
-    def __init__(self, source: str) -> None:
-        """Find the file system.
-
-        Raises:
-            InputError: If fsspec has none, or its package is not installed.
-        """
-        super().__init__(source)
-        try:
-            self._find()
-        except (ImportError, ValueError) as error:
-            raise InputError(
-                f"expected a source that fsspec can open, got {source}: {error}; "
-                "install the package it names, or read through pipe:COMMAND"
-            ) from error
-
     def read(self, name: str) -> bytes:
         """Download a file."""
-        system, path = self._find()
+        system, path = self.find()
         try:
             return system.cat_file(f"{path.rstrip('/')}/{name}")
         except FileNotFoundError:
@@ -155,18 +135,23 @@ class ObjectStore(Store):
         except OSError as error:
             raise _unreachable(self.place(name), f"{type(error).__name__}: {error}") from error
 
-    def _find(self) -> tuple[Any, str]:
+    def find(self) -> tuple[Any, str]:
         """Return the file system and the path in it.
 
         Not kept: fsspec has one per process, and one made before a fork does not work after it.
+
+        Raises:
+            InputError: If fsspec knows none, or its package is not installed.
         """
         import fsspec  # slow, and few data sets need it
 
-        return fsspec.url_to_fs(self.source)
-
-    def place(self, name: str) -> str:
-        """Return the address."""
-        return f"{self.source.rstrip('/')}/{name}"
+        try:
+            return fsspec.url_to_fs(self.source)
+        except (ImportError, ValueError) as error:
+            raise InputError(
+                f"expected a source that fsspec can open, got {self.source}: {error}; "
+                "install the package it names, or read through pipe:COMMAND"
+            ) from error
 
 
 class Pipe(Store):
@@ -177,26 +162,8 @@ class Pipe(Store):
     exit code of a pipeline is that of its last command, but incomplete files are noticed anyway.
     """
 
-    def __init__(self, source: str) -> None:
-        """Check that the command contains {}.
-
-        Raises:
-            InputError: If it does not.
-        """
-        super().__init__(source)
-        if "{}" not in source:
-            raise InputError(
-                f"expected a command with {{}} for the file's name, got {source}; "
-                "write for instance 'pipe:cat /data/pairs/{}'"
-            )
-
     def read(self, name: str) -> bytes:
-        """Run the command.
-
-        Raises:
-            FileNotFoundError: If it says that there is no such file.
-            InputError: If it fails in another way.
-        """
+        """Run the command."""
         command = self.place(name).removeprefix("pipe:")
         done = subprocess.run(command, shell=True, capture_output=True, stdin=subprocess.DEVNULL)
         if done.returncode == 0:
@@ -240,14 +207,10 @@ class Cached(Store):
             return Folder(self.folder).read_whole(name, size, digest)
         except (OSError, ValueError):  # not in the cache, or damaged there
             data = self.store.read_whole(name, size, digest)
-        temporary = hidden_path(path)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            temporary.replace(path)
+            with new_file(path) as temporary:
+                temporary.write_bytes(data)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             raise InputError(
                 f"expected to write the cache {path}, got {error.strerror}; "
                 "make room or choose another --pairs_cache"
@@ -280,16 +243,22 @@ def open_store(source: Source, cache: Path | None = None) -> Store:
 
 
 def _named(source: str | Path) -> Store:
-    text = str(source)
     if isinstance(source, Path):
         return Folder(source)
-    if text.startswith("pipe:"):
-        return Pipe(text)
-    if text.startswith(("http://", "https://")):
-        return Web(text)
-    if re.match(r"[a-zA-Z][\w+.-]*:(:|//)", text):  # fsspec chains systems with "::"
-        return ObjectStore(text)
-    return Folder(Path(text))
+    if source.startswith("pipe:"):
+        if "{}" not in source:
+            raise InputError(
+                f"expected a command with {{}} for the file's name, got {source}; "
+                "write for instance 'pipe:cat /data/pairs/{}'"
+            )
+        return Pipe(source)
+    if source.startswith(("http://", "https://")):
+        return Web(source)
+    if re.match(r"[a-zA-Z][\w+.-]*:(:|//)", source):  # fsspec chains systems with "::"
+        store = ObjectStore(source)
+        store.find()  # reports an unknown system now
+        return store
+    return Folder(Path(source))
 
 
 def _unreachable(place: str, problem: str) -> InputError:
