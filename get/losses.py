@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from get.equilibrium import jacobian_penalty
+from get.equilibrium import Adjoint, jacobian_penalty
 from get.errors import InputError
 from get.models import Equilibrium, Student
 
@@ -28,11 +28,18 @@ class Losses(NamedTuple):
         iterates: Mean loss of each iterate, first to last.
         residual: Mean relative residual of the last state; None if the model does not iterate.
         penalty: Mean Jacobian penalty |df/dz|_F^2 / d at the last state; None if not asked for.
+        adjoint: The backward solve of an implicit gradient; None without one.
     """
 
     iterates: Float[Tensor, " iterates"]
     residual: Float[Tensor, ""] | None
     penalty: Float[Tensor, ""] | None = None
+    adjoint: Adjoint | None = None
+
+    @property
+    def adjoint_failed(self) -> Float[Tensor, ""] | None:
+        """Share of samples with a wrong implicit gradient in the last backward pass, if any."""
+        return None if self.adjoint is None else self.adjoint.failed
 
     def total(self, decay: float, penalty_weight: float = 0.0) -> Float[Tensor, ""]:
         """Return the training loss: iterates by `geometric_weights`, and the penalty if any."""
@@ -107,7 +114,7 @@ class IterateLoss(nn.Module):
                     draws=penalty_draws,
                     generator=generator,
                 ).mean()
-        return Losses(losses, path.residual, penalty)
+        return Losses(losses, path.residual, penalty, path.adjoint)
 
 
 def image_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -23,7 +23,7 @@ from .problems import contraction, seeded, tanh_layer
 EXACT = [
     Unrolled(),
     Unrolled(checkpoint=True),
-    Implicit(tol=1e-13, max_steps=400),
+    Implicit(tol=1e-13, max_steps=400, solver=Picard()),
     Implicit(tol=1e-13, max_steps=400, solver=Anderson()),
     Implicit(tol=1e-13, max_steps=400, solver=Broyden()),
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from get.equilibrium.iterate import combine, dots, put
+from get.equilibrium.vectors import combine, dots, put, wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +40,21 @@ class Anderson:
         That is ring buffers of targets t_i = (1 - damping) z_i + damping f(z_i) and of residuals
         g_i, the Gram matrix of the residuals, and for every slot 1 if it is in use, else 0.
         """
-        batch, dimension = z.shape
+        (batch, dimension), dtype = z.shape, wide(z.dtype)
         memory = min(self.memory, max_steps)
-        targets, residuals = (z.new_empty(batch, memory, dimension) for _ in range(2))
-        return targets, residuals, z.new_zeros(batch, memory, memory), z.new_zeros(batch, memory)
+        targets, residuals = (z.new_empty(batch, memory, dimension, dtype=dtype) for _ in range(2))
+        gram = z.new_zeros(batch, memory, memory, dtype=dtype)
+        return targets, residuals, gram, z.new_zeros(batch, memory, dtype=dtype)
 
     def step(
         self, k: int, z: Tensor, fz: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the mixed state; the first step is a damped plain one."""
         targets, residuals, gram, counts = state
+        dtype, memory = z.dtype, targets.shape[1]
+        z, fz = z.to(targets.dtype), fz.to(targets.dtype)
 
         # Store target and residual in the oldest slot.
-        memory = targets.shape[1]
         g, here, before, known = fz - z, k % memory, (k - 1) % memory, min(k + 1, memory)
         target = fz if self.damping == 1 else z + self.damping * g
         targets, residuals = put(targets, here, target), put(residuals, here, g)
@@ -80,4 +82,5 @@ class Anderson:
         weights = (weights[:, :, 0] / weights.sum(1))[:, :known]
 
         # The next state is the same mixture of the targets.
-        return combine(weights, targets[:, :known]), (targets, residuals, gram, counts)
+        mixture = combine(weights, targets[:, :known]).to(dtype)
+        return mixture, (targets, residuals, gram, counts)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from get.equilibrium.iterate import combine, dots, put
+from get.equilibrium.vectors import combine, dots, put, wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +35,20 @@ class Broyden:
         That is the steps s_j, a matrix with the products s_i . s_j of every step with those before
         it, and for every slot 1 if it is in use, else 0.
         """
-        batch, dimension = z.shape
+        (batch, dimension), dtype = z.shape, wide(z.dtype)
         memory = min(self.memory, max_steps)
-        steps = z.new_empty(batch, memory, dimension)
-        return steps, z.new_zeros(batch, memory, memory), z.new_zeros(batch, memory)
+        steps = z.new_empty(batch, memory, dimension, dtype=dtype)
+        gram = z.new_zeros(batch, memory, memory, dtype=dtype)
+        return steps, gram, z.new_zeros(batch, memory, dtype=dtype)
 
     def step(
         self, k: int, z: Tensor, fz: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return z + s; s is a plain step g at first and where no other is finite."""
         steps, gram, counts = state
-        g, n = fz - z, k % steps.shape[1]
+        dtype, n = z.dtype, k % steps.shape[1]
+        z, fz = z.to(steps.dtype), fz.to(steps.dtype)
+        g = fz - z
         if n == 0:  # a new memory: H = I
             s, counts = g, torch.zeros_like(counts)
         else:
@@ -68,4 +71,4 @@ class Broyden:
         steps, counts = put(steps, n, s), put(counts, n, torch.ones_like(counts[:, 0]))
         products = torch.zeros_like(counts)
         products[:, : n + 1] = counts[:, : n + 1] * dots(steps[:, : n + 1], s)
-        return z + s, (steps, put(gram, n, products), counts)
+        return (z + s).to(dtype), (steps, put(gram, n, products), counts)

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from get.equilibrium.broyden import Broyden
 from get.equilibrium.iterate import Result, Solver, iterate
-from get.equilibrium.picard import Picard
+from get.equilibrium.outcome import Outcome
+from get.equilibrium.vectors import wide
 
 Function = Callable[..., Tensor]
 
@@ -25,9 +28,17 @@ class Unrolled:
     Attributes:
         checkpoint: Store only the state of each iteration and recompute f in the backward pass:
             the same gradients with one more evaluation per iteration and far less memory.
+        reverse: Store the last two states only and walk back from them, for the solver
+            `Reversible`: as many evaluations, and memory that does not grow with the iterations.
     """
 
     checkpoint: bool = False
+    reverse: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse two ways of saving memory at once."""
+        if self.checkpoint and self.reverse:
+            raise ValueError("expected checkpoint=True or reverse=True, got both; choose one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +66,20 @@ class Phantom:
 
 @dataclass(frozen=True, kw_only=True)
 class Implicit:
-    """Solve v = J^T v + dloss/dz at the solution (implicit function theorem, arXiv:1909.01377).
+    """Solve v = J^T v + g, g = dloss/dz, at the solution (implicit function theorem).
 
-    Memory does not grow with the iterations of either solve. The stopping rule is relative, so the
-    scale of the loss does not matter.
+    See arXiv:1909.01377. Memory does not grow with the iterations of the forward solve. The
+    residual is |J^T v + g - v| / |g|, so the scale of the loss does not matter. A sample whose
+    system is not solved gets the v of lowest residual, at worst g, and `Solution.adjoint` says so.
 
     Attributes:
-        solver: Solver of the linear system.
+        solver: Solver of the linear system. Plain iteration fails where an eigenvalue of J is 1 or
+            more in size, which other solvers of the forward pass do not exclude; Broyden does not.
         max_steps: Most vector-Jacobian products.
-        tol: Relative residual at which a sample's system counts as solved.
+        tol: Residual at which a sample's system counts as solved.
     """
 
-    solver: Solver = field(default_factory=Picard)
+    solver: Solver = field(default_factory=Broyden)
     max_steps: int = 40
     tol: float = 1e-6
 
@@ -84,6 +97,13 @@ class Adjoint:
     """The result of the backward solve of `Implicit`; None until a backward pass has run."""
 
     result: Result | None = None
+
+    @property
+    def failed(self) -> Float[Tensor, ""] | None:
+        """Share of the samples whose system the last backward pass did not solve."""
+        if self.result is None:
+            return None
+        return (self.result.outcome != int(Outcome.CONVERGED)).float().mean()
 
 
 def phantom(f: Function, z: Tensor, inputs: tuple[Tensor, ...], mode: Phantom) -> Tensor:
@@ -151,5 +171,6 @@ class _Implicit(torch.autograd.Function):
             max_steps=ctx.mode.max_steps,
             tol=ctx.mode.tol,
             select="best",
+            unit=torch.linalg.vector_norm(g, dim=1, dtype=wide(g.dtype)),
         )
         return ctx.adjoint.result.z, None, None, None

@@ -1,31 +1,30 @@
 """The one loop of every solve, forward and backward, on flat states (batch, dimension).
 
 The loop decides when a sample stops, counts evaluations, chooses the state to return, and removes
-samples that have stopped. A solver (`picard.py`, `anderson.py`, `broyden.py`) only proposes the
-next state. `solve.py` is the public interface, `gradient.py` differentiates.
+samples that have stopped. A solver (`picard.py`, `anderson.py`, `broyden.py`, `reversible.py`) only
+proposes the next state, and `outcome.py` says what has converged. `solve.py` is the public
+interface, `gradient.py` differentiates.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from enum import IntEnum
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from get.equilibrium.outcome import Outcome, measure, moves_on, relative
+from get.equilibrium.vectors import wide
 
 Flat: TypeAlias = Float[Tensor, "batch dimension"]
 Select: TypeAlias = Literal["best", "last", "lowest_residual"]
 SolverState: TypeAlias = tuple[Tensor, ...]
 
-
-class Outcome(IntEnum):
-    """How the iteration of one sample ended."""
-
-    CONVERGED = 0  # the relative residual reached `tol`
-    MAX_STEPS = 1  # `max_steps` evaluations were not enough: raise it or loosen `tol`
-    NON_FINITE = 2  # inf or nan appeared: damp the solver or check the model
-    DRIFT = 3  # the residual is below `tol` only because |z| grows: not a fixed point
+# Integers: the compiler takes a comparison of a tensor with an IntEnum for a Python bool.
+CONVERGED, MAX_STEPS = int(Outcome.CONVERGED), int(Outcome.MAX_STEPS)
+NON_FINITE, DRIFT = int(Outcome.NON_FINITE), int(Outcome.DRIFT)
 
 
 @runtime_checkable  # the tests check annotations
@@ -49,8 +48,8 @@ class Rows:
         index: Position of each sample in the original batch.
         z: Current states.
         chosen: The states that would be returned now.
-        score: The number by which `chosen` was chosen; the lowest wins.
-        residual: Relative residual of the last state evaluated, or of `chosen` under "best".
+        length: |f(z) - z| of the last state measured, or of the one by which `chosen` was chosen.
+        size: The number that length is divided by, at the same state.
         evaluations: Evaluations of f so far, set when a sample stops.
         outcome: `Outcome`; MAX_STEPS while a sample is still iterated.
     """
@@ -58,14 +57,14 @@ class Rows:
     index: Int[Tensor, " rows"]
     z: Flat
     chosen: Flat
-    score: Float[Tensor, " rows"]
-    residual: Float[Tensor, " rows"]
+    length: Float[Tensor, " rows"]
+    size: Float[Tensor, " rows"]
     evaluations: Int[Tensor, " rows"]
     outcome: Int[Tensor, " rows"]
 
-    def take(self, keep: Bool[Tensor, " rows"]) -> "Rows":
-        """Return the rows where `keep` is true."""
-        return Rows(*(getattr(self, field.name)[keep] for field in fields(self)))
+    def take(self, rows: Int[Tensor, " some"]) -> "Rows":
+        """Return these rows."""
+        return Rows(*(getattr(self, field.name).index_select(0, rows) for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Result:
     evaluations: Int[Tensor, " batch"]
     outcome: Int[Tensor, " batch"]
     iterates: tuple[Flat, ...]
-    trace: Float[Tensor, "steps batch"]
+    trace: Float[Tensor, "measurements batch"]
 
 
 def iterate(
@@ -89,28 +88,38 @@ def iterate(
     max_steps: int,
     tol: float,
     select: Select,
+    atol: float = 0.0,
+    check_every: int = 1,
+    unit: Float[Tensor, " batch"] | None = None,
     keep_iterates: bool = False,
     compact: bool = False,
 ) -> Result:
-    """Run the loop; arguments as in `solve.fixed_point`, states flat."""
+    """Run the loop; arguments as in `solve.fixed_point`, states flat.
+
+    `unit` takes the place of |f(z)| as the unit of the residual. It does not change with z, so a
+    residual below `tol` is believed at once, and so is one that is a rounding error of z.
+    """
     batch, device = len(z0), z0.device
-    infinite = torch.full((batch,), torch.inf, device=device, dtype=z0.dtype)
+    dtype, eps = wide(z0.dtype), torch.finfo(z0.dtype).eps
+    infinite = torch.full((batch,), torch.inf, device=device, dtype=dtype)
     rows = Rows(
         index=torch.arange(batch, device=device),
         z=z0,
         chosen=z0,
-        score=infinite,
-        residual=infinite,
+        length=infinite,
+        size=torch.ones_like(infinite),
         evaluations=torch.zeros(batch, dtype=torch.int64, device=device),
-        outcome=torch.full((batch,), int(Outcome.MAX_STEPS), device=device),
+        outcome=torch.full((batch,), MAX_STEPS, device=device),
     )
     state = solver.init(z0, max_steps)
+    early = tol > 0 or atol > 0  # samples may stop early
     stopped: Tensor | None = None  # which rows have stopped; None as long as none has
     gone: list[Rows] = []  # rows removed from the batch (compact=True)
     iterates: list[Tensor] = []
-    lengths: list[Tensor] = []  # |f(z) - z| at every step, nan for removed samples
-    sizes: list[Tensor] = []  # |f(z)| at every step
-    trace: list[Tensor] = []  # |f(z) - z| / |f(z)| at every step
+    lengths: list[Tensor] = []  # |f(z) - z| at every measurement, nan for removed samples
+    sizes: list[Tensor] = []  # |f(z)| or `unit`
+    autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    full_precision = torch.autocast(device.type, enabled=False) if autocast else nullcontext()
 
     def whole(values: Tensor) -> Tensor:
         """Spread the values of the rows over the original batch, nan for removed samples."""
@@ -128,65 +137,87 @@ def iterate(
     while step < max_steps:
         step += 1
 
-        # Evaluate f and measure the relative residual of the current state.
-        fz = f(rows.z, *inputs)
-        with torch.no_grad():
-            length, size = (fz - rows.z).norm(dim=1), fz.norm(dim=1)
-            relative = length / size.clamp_min(torch.finfo(fz.dtype).tiny)
-            trace.append(whole(relative))
-
-        # Let the solver propose the next state; rows that have stopped keep theirs.
-        measured = rows.z
-        proposal, state = solver.step(step - 1, rows.z, fz, state)
-        rows.z = still(measured, proposal)
-
-        # Remember the state to return.
-        if select == "last":
-            rows.chosen, rows.residual = rows.z, still(rows.residual, relative)
-        else:
-            # "best": the measured state; "lowest_residual": the one after it, as in locuslab/get.
-            score = relative if select == "best" else length
-            better = still(torch.zeros_like(score, dtype=torch.bool), score < rows.score)
-            candidate = measured if select == "best" else rows.z
-            rows.chosen = torch.where(better[:, None], candidate, rows.chosen)
-            rows.score = torch.where(better, score, rows.score)
-            rows.residual = torch.where(better, relative, rows.residual)
+        # Evaluate f; let the solver propose the next state; rows that have stopped keep theirs.
+        z, fz = rows.z, f(rows.z, *inputs)
+        with full_precision:
+            proposal, state = solver.step(step - 1, z, fz, state)
+        rows.z = still(z, proposal)
         if keep_iterates:
             iterates.append(rows.z)
-        if tol == 0:
-            continue  # no sample stops early
-
-        # Find the rows that stop now.
-        lengths.append(whole(length))
-        sizes.append(whole(size))
-        below, finite = relative <= tol, torch.isfinite(relative)
-        ends = below | ~finite if stopped is None else (below | ~finite) & ~stopped
-        if not ends.any():
+        if select == "last":
+            rows.chosen = rows.z
+        if step % check_every and step < max_steps:
             continue
 
+        # Measure the residual of z, and remember the state to return.
+        with torch.no_grad():
+            length, size = measure(z, fz)
+            limit = tol * size + atol if atol else tol * size
+            if unit is not None:
+                rounding = 16 * torch.finfo(dtype).eps * size
+                size = unit[rows.index]
+                limit = tol * size + rounding
+            lengths.append(whole(length))
+            sizes.append(whole(size))
+        if select == "last":
+            rows.length, rows.size = still(rows.length, length), still(rows.size, size)
+        else:
+            # "best": the measured state; "lowest_residual": the one after it, as in locuslab/get.
+            better = length < rows.length
+            if stopped is not None:
+                better = better & ~stopped
+            candidate = z if select == "best" else rows.z
+            rows.chosen = torch.where(better[:, None], candidate, rows.chosen)
+            rows.length = torch.where(better, length, rows.length)
+            rows.size = torch.where(better, size, rows.size)
+        if not early:
+            continue
+
+        # Find the rows that stop now: not finite, or below the tolerance and not moving on. In the
+        # last step those that move on are labelled too.
+        goes_on = (length > limit) & (length < torch.inf)
+        if stopped is not None:
+            goes_on = goes_on | stopped
+        if goes_on.all():
+            continue
+        ends, finite = ~goes_on, torch.isfinite(length + size)
+        moving = torch.zeros_like(ends)
+        if unit is None and (step < max_steps or len(lengths) > 1):
+            moving = moves_on(lengths, sizes[-1], check_every, eps)[rows.index] & (length > atol)
+        converged = ends & finite & ~moving
+        if step < max_steps:
+            ends = ends & (converged | ~finite)
+
         # Record why and after how many evaluations they stopped.
-        drift = below & _drifts(lengths, sizes, step)[rows.index]
-        outcome = torch.where(drift, int(Outcome.DRIFT), int(Outcome.CONVERGED))
-        outcome = torch.where(finite, outcome, int(Outcome.NON_FINITE))
-        rows.outcome = torch.where(ends, outcome, rows.outcome)
+        failure = torch.where(finite, DRIFT, NON_FINITE)
+        rows.outcome = torch.where(ends, torch.where(converged, CONVERGED, failure), rows.outcome)
         rows.evaluations = torch.where(ends, step, rows.evaluations)
-        stopped = rows.outcome != Outcome.MAX_STEPS
-        if stopped.all():
+        if select == "best":  # what has converged is returned, whatever was measured before
+            rows.chosen = torch.where(converged[:, None], z, rows.chosen)
+            rows.length = torch.where(converged, length, rows.length)
+            rows.size = torch.where(converged, size, rows.size)
+        stopped = rows.outcome != MAX_STEPS
+        count = int(stopped.sum())
+        if count == len(stopped):
             break
+        if count == 0:
+            stopped = None
 
         # Remove them from rows, inputs and the solver's memory: later evaluations are cheaper.
-        if compact:
-            gone.append(rows.take(stopped))
-            rows, state = rows.take(~stopped), tuple(x[~stopped] for x in state)
-            inputs, stopped = tuple(x[~stopped] for x in inputs), None
+        elif compact:
+            order = stopped.int().argsort(stable=True)
+            stay, leave = order[:-count], order[-count:]
+            gone.append(rows.take(leave))
+            rows, state = rows.take(stay), tuple(x.index_select(0, stay) for x in state)
+            inputs, stopped = tuple(x.index_select(0, stay) for x in inputs), None
 
-    # Without a tolerance, outcomes are read off the residuals afterwards: exactly 0 has converged.
-    seen = torch.stack(trace)
-    if tol == 0:
-        exact, finite = (seen == 0).any(0), torch.isfinite(seen).all(0)
-        rows.outcome = torch.where(exact, int(Outcome.CONVERGED), rows.outcome)
-        rows.outcome = torch.where(finite, rows.outcome, int(Outcome.NON_FINITE))
-    unfinished = (rows.outcome == Outcome.MAX_STEPS) | (tol == 0)
+    # Without a tolerance, outcomes are read off the lengths afterwards: exactly 0 has converged.
+    seen, units = torch.stack(lengths), torch.stack(sizes)
+    if not early:
+        finite, exact = torch.isfinite(seen + units).all(0), (seen == 0).any(0)
+        rows.outcome = torch.where(exact, CONVERGED, rows.outcome)
+        rows.outcome = torch.where(finite, rows.outcome, NON_FINITE)
+    unfinished = rows.evaluations == 0
     rows.evaluations = torch.where(unfinished, step, rows.evaluations)
 
     # Put removed and remaining rows back into the order of the batch.
@@ -194,54 +225,15 @@ def iterate(
     order = torch.cat([part.index for part in parts]).argsort()
 
     def column(name: str) -> Tensor:
-        return (
-            torch.cat([getattr(part, name) for part in parts])[order]
-            if gone
-            else getattr(rows, name)
-        )
+        if not gone:
+            return getattr(rows, name)
+        return torch.cat([getattr(part, name) for part in parts]).index_select(0, order)
 
     return Result(
         column("chosen"),
-        column("residual"),
+        relative(column("length"), column("size")),
         column("evaluations"),
         column("outcome"),
         tuple(iterates),
-        seen,
+        relative(seen, units),
     )
-
-
-def _drifts(lengths: list[Tensor], sizes: list[Tensor], step: int) -> Bool[Tensor, " batch"]:
-    """Return which samples drift: |z| grows, and the step lengths do not fall faster than 1 / step.
-
-    Lengths that fall like 1 / step or slower have an infinite sum, so z has no limit. Such a length
-    has not halved when the step number has doubled, which is the test. The relative residual alone
-    does not show this: it falls like 1 / step because |z| grows.
-    """
-    now, half = step - 1, (step - 1) // 2
-    if step < 4:
-        return torch.zeros_like(lengths[0], dtype=torch.bool)
-    return (lengths[now] > lengths[half] / 2) & (sizes[now] > 1.2 * sizes[half])
-
-
-def put(buffer: Tensor, index: int, value: Tensor, dim: int = 1) -> Tensor:
-    """Return a solver's buffer with `value` at `index` of a dimension.
-
-    The buffer is changed in place without gradients, and copied with gradients.
-    """
-    if torch.is_grad_enabled():
-        place = torch.tensor([index], device=buffer.device)
-        return buffer.index_copy(dim, place, value.unsqueeze(dim))
-    buffer.select(dim, index).copy_(value)
-    return buffer
-
-
-def dots(
-    stack: Float[Tensor, "batch vectors dimension"], x: Flat
-) -> Float[Tensor, "batch vectors"]:
-    """Return the inner products of x with every vector of the stack."""
-    return (x[:, None] @ stack.mT)[:, 0]  # on CPUs 3 to 20 times faster than stack @ x
-
-
-def combine(weights: Float[Tensor, "batch n"], stack: Float[Tensor, "batch n dimension"]) -> Flat:
-    """Return the weighted sum of the vectors of the stack."""
-    return (weights[:, None] @ stack)[:, 0]

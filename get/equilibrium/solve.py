@@ -8,7 +8,7 @@ solve is differentiated (`gradient.py`), and when to stop. Failure is not an exc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ from get.equilibrium.gradient import (
 )
 from get.equilibrium.iterate import Select, Solver, iterate
 from get.equilibrium.picard import Picard
+from get.equilibrium.reversible import Reversible, Rewind
 
 State = Tensor | tuple[Tensor, ...]
 """A state: one tensor with the batch first, or a tuple of such."""
@@ -39,11 +40,11 @@ class Solution:
         z: The state, of the same kind as `z0`. If gradients are enabled, `Phantom` applies `steps`
             damped steps and `Implicit` one step of f to the solver's state.
         residual: Relative residual |f(z) - z| / |f(z)| of the solver's state; under select="last"
-            that of the state one application before it.
+            and "lowest_residual" that of the state one application before it.
         evaluations: Number of evaluations of f each sample used in the solve.
         outcome: `Outcome` of each sample as an integer.
         iterates: z_1 .. z_T in order with `keep_iterates`, else empty.
-        trace: Relative residuals, a row per evaluation; nan where a sample had left the batch.
+        trace: Relative residuals, a row per measurement; nan where a sample had left the batch.
         adjoint: The backward solve of `Implicit`, after a backward pass.
     """
 
@@ -52,7 +53,7 @@ class Solution:
     evaluations: Int[Tensor, " batch"]
     outcome: Int[Tensor, " batch"]
     iterates: tuple[Any, ...]
-    trace: Float[Tensor, "steps batch"]
+    trace: Float[Tensor, "measurements batch"]
     adjoint: Adjoint = field(default_factory=Adjoint)
 
 
@@ -65,6 +66,8 @@ def fixed_point(
     gradient: Gradient = Unrolled(),  # noqa: B008  frozen
     max_steps: int,
     tol: float = 0.0,
+    atol: float = 0.0,
+    check_every: int = 1,
     select: Select = "best",
     keep_iterates: bool = False,
     compact: bool = False,
@@ -73,39 +76,62 @@ def fixed_point(
 
     Args:
         f: The map, called as `f(z, *inputs)`; it treats the samples of a batch independently and
-            returns a state like z. Gradients reach `inputs` and whatever f closes over.
+            returns a state like z, in new memory. Gradients reach `inputs` and whatever f closes
+            over.
         z0: Where to start (a warm start is just another z0); batch first.
         inputs: Per-sample tensors passed to every call of f, such as injections.
-        solver: `Picard`, `Anderson` or `Broyden`.
+        solver: `Picard`, `Anderson`, `Broyden` or `Reversible`.
         gradient: `Unrolled`, `Phantom` or `Implicit`; has no effect under `torch.no_grad`.
         max_steps: Most evaluations of f.
-        tol: A sample stops once its relative residual is at or below this; 0 never stops early.
-        select: Which state is returned for each sample. "best": the one of lowest relative residual
-            among those measured. "last": the one after the last step, whose residual is not known.
-            "lowest_residual": the one after that of lowest absolute residual (locuslab/get).
+        tol: A sample stops once |f(z) - z| <= atol + tol |f(z)| and its steps have become shorter
+            (`outcome.py`); with neither tolerance none stops early.
+        atol: The absolute part, which a fixed point at zero needs.
+        check_every: Residuals are measured, and samples stop, in every so many steps and in the
+            last one. On a GPU each such check waits for the device.
+        select: Which state is returned for each sample. "best": the one that has converged, else
+            the one of lowest |f(z) - z| among those measured. "last": the one after the last step,
+            whose residual is not known. "lowest_residual": the one after that of lowest
+            |f(z) - z| (locuslab/get).
         keep_iterates: Also return every z_k.
         compact: Samples that have stopped leave the batch: same result, less work. Every
             batch-sized tensor that f uses must then be in `inputs`.
 
     Raises:
-        ValueError: If `max_steps` or `tol` is out of range, f returns another kind of state than
-            it was given, or `compact` is combined with `keep_iterates`.
+        ValueError: If an argument is out of range or of another kind, two exclude each other, f
+            returns another kind of state than it was given, or f changes the state it was given,
+            as it does where it returns one buffer again and again.
     """
-    if max_steps < 1 or not tol >= 0:
-        raise ValueError(f"expected max_steps >= 1 and tol >= 0, got {max_steps} and {tol}")
+    _check(max_steps, tol, atol, check_every, select)
     if compact and keep_iterates:
         raise ValueError("expected compact=True or keep_iterates=True, got both; choose one")
     unrolled = isinstance(gradient, Unrolled)
     shapes = _Shapes.of(z0)
+    _check_inputs(inputs, shapes.batch if compact else None)
 
     def flat_f(z: Tensor, *inputs: Tensor) -> Tensor:
-        return shapes.flatten_image(f(shapes.restore(z), *inputs), z)
+        before = _version(z)
+        fz = shapes.flatten_image(f(shapes.restore(z), *inputs), z)
+        if _version(z) != before:
+            raise ValueError(
+                "expected f to leave z as it was, got a z changed in place; return a new tensor, "
+                "not z itself or one buffer for all calls"
+            )
+        return fz
 
     mapped = flat_f
     if isinstance(gradient, Unrolled) and gradient.checkpoint:
 
         def mapped(z: Tensor, *inputs: Tensor) -> Tensor:
             return recomputed(flat_f, z, *inputs)
+
+    if isinstance(gradient, Unrolled) and gradient.reverse:
+        if not isinstance(solver, Reversible) or tol or atol:
+            raise ValueError(
+                "expected solver=Reversible() and no tolerances for Unrolled(reverse=True), got "
+                f"{solver}, tol {tol} and atol {atol}; every sample takes max_steps steps"
+            )
+        if torch.is_grad_enabled():
+            mapped = solver = Rewind(flat_f, solver)
 
     with torch.set_grad_enabled(unrolled and torch.is_grad_enabled()):
         result = iterate(
@@ -115,6 +141,8 @@ def fixed_point(
             solver=solver,
             max_steps=max_steps,
             tol=tol,
+            atol=atol,
+            check_every=check_every,
             select=select,
             keep_iterates=keep_iterates,
             compact=compact,
@@ -136,23 +164,61 @@ def fixed_point(
     )
 
 
+def _check(max_steps: int, tol: float, atol: float, check_every: int, select: str) -> None:
+    """Refuse stopping rules that cannot mean anything."""
+    whole = isinstance(max_steps, int) and isinstance(check_every, int)
+    if not whole or min(max_steps, check_every) < 1 or not (tol >= 0 and atol >= 0):
+        raise ValueError(
+            "expected max_steps >= 1 and check_every >= 1, both whole, tol >= 0 and atol >= 0, got "
+            f"max_steps {max_steps}, check_every {check_every}, tol {tol} and atol {atol}"
+        )
+    if select not in get_args(Select):
+        raise ValueError(f"expected select to be one of {get_args(Select)}, got {select!r}")
+
+
+def _check_inputs(inputs: Any, batch: int | None) -> None:
+    """Refuse anything but a tuple of tensors, of this batch size if it is given."""
+    kinds = [type(x).__name__ for x in inputs] if isinstance(inputs, tuple) else []
+    if not isinstance(inputs, tuple) or not all(isinstance(x, Tensor) for x in inputs):
+        raise ValueError(
+            f"expected inputs as a tuple of tensors, got {kinds or type(inputs).__name__}; write "
+            "inputs=(x,), and let f close over what is no tensor"
+        )
+    found = [tuple(x.shape) for x in inputs]
+    if batch is not None and any(shape[:1] != (batch,) for shape in found):
+        raise ValueError(
+            f"expected inputs of batch size {batch} with compact=True, got shapes {found}; let f "
+            "close over what is the same for all samples"
+        )
+
+
+def _version(z: Tensor) -> int:
+    """Return how often z was changed in place, where torch counts it."""
+    return 0 if torch.compiler.is_compiling() or z.is_inference() else z._version
+
+
 @dataclass(frozen=True)
 class _Shapes:
     """How a state of one or several tensors is laid out in a flat one (batch, dimension)."""
 
     single: bool
+    batch: int
     shapes: tuple[torch.Size, ...]  # of one sample
 
     @classmethod
     def of(cls, z: State) -> "_Shapes":
-        parts = (z,) if isinstance(z, Tensor) else tuple(z)
+        if not isinstance(z, Tensor) and type(z) is not tuple:
+            kind = type(z).__name__
+            raise ValueError(f"expected z0 to be a tensor or a plain tuple of tensors, got {kind}")
+        parts = (z,) if isinstance(z, Tensor) else z
         if not parts or any(p.dim() < 2 or len(p) != len(parts[0]) for p in parts):
             found = [tuple(p.shape) for p in parts]
             raise ValueError(f"expected z0 of shape (batch, ...), one batch size, got {found}")
         if len({(p.dtype, p.device) for p in parts}) > 1 or not parts[0].is_floating_point():
             found = [(p.dtype, str(p.device)) for p in parts]
             raise ValueError(f"expected z0 of one floating dtype and one device, got {found}")
-        return cls(isinstance(z, Tensor), tuple(p.shape[1:] for p in parts))
+        shapes = tuple(p.shape[1:] for p in parts)
+        return cls(isinstance(z, Tensor), len(parts[0]), shapes)
 
     def flatten(self, z: State) -> Tensor:
         if isinstance(z, Tensor):

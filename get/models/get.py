@@ -173,7 +173,7 @@ class GET(Student):
         problem = self.problem(noise, labels, z0)
         f = partial(self.equilibrium_map, recompute=self.gradient_checkpointing)
         steps = self.iterations if iterations is None else iterations
-        states, residual = (), problem.z0.new_tensor([torch.nan])
+        states, residual, adjoint = (), problem.z0.new_tensor([torch.nan]), None
         if steps or equilibrium is None:
             path = fixed_point(
                 f,
@@ -196,9 +196,10 @@ class GET(Student):
                 tol=equilibrium.tol,
                 compact=True,
             )
-            states, residual = (*states, end.z), end.residual
+            states, residual, adjoint = (*states, end.z), end.residual, end.adjoint
         images = torch.stack([self._part(self.decode, z) for z in states])
-        return Trajectory(images, residual.mean(), states, self.equilibrium_map, problem.inputs)
+        f, residual = self.equilibrium_map, residual.mean()
+        return Trajectory(images, residual, states, f, problem.inputs, adjoint)
 
     def solve(
         self,

@@ -14,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from get.equilibrium import Anderson, Implicit, Phantom, Solver
+from get.equilibrium import Adjoint, Anderson, Gradient, Solver
 from get.errors import InputError
 
 
@@ -29,7 +29,7 @@ class Equilibrium:
         tol: Relative residual at which a sample stops.
     """
 
-    gradient: Phantom | Implicit
+    gradient: Gradient
     solver: Solver = field(default_factory=Anderson)
     max_steps: int = 24
     tol: float = 1e-3
@@ -46,6 +46,7 @@ class Trajectory(NamedTuple):
         states: The states themselves, (batch, tokens, width) each.
         map: The map that was iterated, called as `map(z, *inputs)`.
         inputs: Its inputs.
+        adjoint: The backward solve, if the converged state has an implicit gradient.
     """
 
     images: Float[Tensor, "iterates batch channels side side"]
@@ -53,6 +54,7 @@ class Trajectory(NamedTuple):
     states: tuple[Tensor, ...] = ()
     map: Callable[..., Tensor] | None = None
     inputs: tuple[Tensor, ...] = ()
+    adjoint: Adjoint | None = None
 
 
 class Student(ModelMixin, ConfigMixin):

@@ -78,6 +78,7 @@ class TrainingStep:
                 total = losses.total(self.config.iterate_decay, penalty_weight)
                 (total / micro_steps).backward()
             values = {"loss": losses.iterates[-1], "total": total, "residual": losses.residual}
+            values["adjoint_failed"] = losses.adjoint_failed
             for name, value in values.items():
                 if value is not None:
                     figures.setdefault(name, []).append(value)
