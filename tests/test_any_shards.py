@@ -50,7 +50,8 @@ def test_a_run_keeps_its_streams_on_another_number_of_processes(
     train(*command, at=At("get.step", "7"))
     assert recorded(run) == 5
     refused = train(*command, processes=2)  # alone they would have chosen 4
-    assert set(refused.codes) == {2}
+    assert 2 in refused.codes  # the first to end may break the connection of the other
+    assert 0 not in refused.codes
     assert "to divide 5 streams, got 2 x 1; choose numbers whose product is one of 1, 5" in (
         refused.err
     )
