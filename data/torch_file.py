@@ -7,6 +7,7 @@ called, so a checkpoint takes only the memory of the tensors in use.
 """
 
 import io
+import shutil
 import struct
 import sys
 import zipfile
@@ -48,18 +49,15 @@ class Namespace:
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor in an open file."""
+    """A tensor in an open file: a view of `count` numbers in a member of the archive."""
 
     archive: "_Archive"
-    storage: "_Storage"
+    member: str
+    dtype: torch.dtype
+    count: int
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of its numbers."""
-        return self.storage.dtype
 
     def read(self) -> Tensor:
         """Return a contiguous copy in memory of its own.
@@ -68,7 +66,7 @@ class StoredTensor:
             InputError: If the file does not hold all of it.
         """
         with _explained(self.archive.path):
-            numbers = self.archive.numbers(self.storage)
+            numbers = self.archive.numbers(self.member, self.dtype, self.count)
             tensor = tensor_in(numbers, self.offset, self.shape, self.stride)
             if tensor.is_contiguous() and tensor.numel() == numbers.numel():
                 return tensor  # already the only user of its numbers
@@ -109,15 +107,6 @@ def _explained(path: Path) -> Iterator[None]:
     raise InputError(f"expected a file of torch.save in {path}, got {problem}")
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """The one-dimensional memory of tensors: a member of the archive."""
-
-    name: str
-    dtype: torch.dtype
-    count: int
-
-
 class _Archive:
     """The zip archive that `torch.save` writes: members in one folder, none compressed."""
 
@@ -132,49 +121,36 @@ class _Archive:
         if len(pickles) != 1:
             raise Refused("a zip archive without a data.pkl of torch.save; choose another file")
         self.folder = pickles[0].removesuffix("data.pkl")
-        self.order = self._byte_order()
+        name = self.folder + "byteorder"
+        order = bytes(self._bytes(name)) if name in self.zip.NameToInfo else b"little"  # old files
+        if order not in (b"little", b"big"):
+            raise Refused(f"an unknown byte order; this machine's is {sys.byteorder}")
+        self.order = "<" if order == b"little" else ">"
 
     def content(self) -> Any:
         """Return the content of the pickle."""
         pickle = self._bytes(self.folder + "data.pkl")
-        dialect = Dialect(_ALLOWED, self._call, _fill)
-        return load(io.BytesIO(pickle), len(pickle), dialect)
+        return load(io.BytesIO(pickle), len(pickle), Dialect(_ALLOWED, self._call, _fill))
 
-    def numbers(self, storage: _Storage) -> Tensor:
+    def numbers(self, member: str, dtype: torch.dtype, count: int) -> Tensor:
         """Return a storage's numbers in this machine's byte order."""
-        size, data = storage.dtype.itemsize, self._bytes(storage.name)
-        if len(data) != size * storage.count:
+        size, data = dtype.itemsize, self._bytes(member)
+        if len(data) != size * count:
             raise Refused(
-                f"{len(data)} bytes of {storage.count} numbers of {storage.dtype}; "
-                "copy or download it again"
+                f"{len(data)} bytes of {count} numbers of {dtype}; copy or download it again"
             )
         stored = np.frombuffer(data, f"{self.order}i{size}")
-        return torch.from_numpy(stored.astype(f"=i{size}", copy=False)).view(storage.dtype)
+        return torch.from_numpy(stored.astype(f"=i{size}", copy=False)).view(dtype)
 
-    def _byte_order(self) -> str:
-        if self.folder + "byteorder" not in self.zip.namelist():  # before PyTorch 2.1
-            return "<"
-        match bytes(self._bytes(self.folder + "byteorder")):
-            case b"little":
-                return "<"
-            case b"big":
-                return ">"
-        raise Refused(f"an unknown byte order; this machine's is {sys.byteorder}")
-
-    def _bytes(self, name: str) -> bytearray:
-        """Return a member, whose checksum zipfile verifies."""
+    def _bytes(self, name: str) -> memoryview:
+        """Return a member, whose checksum zipfile verifies, in memory of its own."""
         member = self.zip.getinfo(name)
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise Refused("a compressed or encrypted archive, which torch.save does not write")
-        data = bytearray(member.file_size)
-        view, at = memoryview(data), 0
+        data = io.BytesIO()
         with self.zip.open(member) as file:
-            while chunk := file.read(CHUNK):
-                view[at : at + len(chunk)] = chunk
-                at += len(chunk)
-        if at != len(data):
-            raise EOFError(f"{at} bytes of {len(data)}")
-        return data
+            shutil.copyfileobj(file, data, CHUNK)
+        return data.getbuffer()
 
     def _call(self, symbol: Symbol, arguments: object) -> Any:
         """Return the value in place of a call in the pickle; refuse unknown calls."""
@@ -183,7 +159,7 @@ class _Archive:
                 "torch._utils._rebuild_tensor_v2",
                 (Persistent() as stored, int(offset), tuple(size), tuple(stride), bool(), dict()),
             ):
-                return StoredTensor(self, self._storage(stored), offset, size, stride)
+                return StoredTensor(self, *self._storage(stored), offset, size, stride)
             case "torch._utils._rebuild_parameter", (StoredTensor() as tensor, bool(), dict()):
                 return tensor
             case "collections.OrderedDict", ():
@@ -192,14 +168,13 @@ class _Archive:
                 return Namespace()
         raise Refused(f"a call of {symbol} with unknown arguments; it is damaged or made to harm")
 
-    def _storage(self, stored: Persistent) -> _Storage:
-        description: Any = stored.description
-        match description:
+    def _storage(self, stored: Persistent) -> tuple[str, torch.dtype, int]:
+        """Return the member of a storage, the type of its numbers, and how many there are."""
+        match stored.description:
             case ("storage", Symbol("torch", kind), str(key), str(), int(count)) if kind in DTYPES:
-                name = f"{self.folder}data/{key}"
-                if name in self.zip.NameToInfo:
-                    return _Storage(name, DTYPES[kind], count)
-                raise Refused(f"a tensor whose numbers {key[:50]!r} are missing; copy it again")
+                if (name := f"{self.folder}data/{key}") not in self.zip.NameToInfo:
+                    raise Refused(f"a tensor whose numbers {key[:50]!r} are missing; copy it again")
+                return name, DTYPES[kind], count
         raise Refused("a tensor stored in an unknown way; it is damaged or made to harm")
 
 

@@ -40,7 +40,7 @@ class Symbol:
 class Persistent:
     """The pickle's description of an object that is stored elsewhere."""
 
-    description: object
+    description: Any
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,8 @@ class Dialect:
     fill: Callable[[object, object], None]
 
 
+_NEW = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}
 _LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _VALUES = {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
@@ -119,45 +118,36 @@ class _Machine:
 
     def step(self, name: str, argument: Any, position: int | None) -> None:
         """Carry out one instruction."""
-        if name in _LITERALS:
-            self.stack.append(_LITERALS[name])
-        elif name in _EMPTY:
-            self.stack.append(_EMPTY[name]())
-        elif name in _TUPLES:
-            items = [self.pop() for _ in range(_TUPLES[name])]
-            self.stack.append(tuple(reversed(items)))
-        elif name in _VALUES:
-            if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
-                raise Refused(f"an integer of {argument.bit_length()} bits; it is damaged")
-            self.stack.append(argument)
-        elif not (self._structure(name, argument) or self._objects(name, argument)):
-            raise Refused(
-                f"the pickle instruction {name} at byte {position}, which such a checkpoint has "
-                "no need of; choose another file"
-            )
-
-    def pop(self) -> Any:
-        """Take the topmost value."""
-        if not self.stack:
-            raise Refused("a pickle that takes more than it holds; it is damaged")
-        return self.stack.pop()
-
-    def _top(self, kind: type) -> Any:
-        if not self.stack or not isinstance(self.stack[-1], kind):
-            raise Refused(f"a pickle that lacks a {kind.__name__} to fill; it is damaged")
-        return self.stack[-1]
-
-    def _since_mark(self) -> list[Any]:
-        if not self.below:
-            raise Refused("a pickle that lacks a mark; it is damaged")
-        items, self.stack = self.stack, self.below.pop()
-        return items
-
-    def _structure(self, name: str, argument: Any) -> bool:
-        """Carry out an instruction of marks, containers or the memo; return False for others."""
         match name:
             case "PROTO" | "FRAME":
                 pass
+            # values and containers
+            case _ if name in _LITERALS:
+                self.stack.append(_LITERALS[name])
+            case _ if name in _NEW:
+                self.stack.append(_NEW[name]())
+            case _ if name in _VALUES:
+                if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
+                    raise Refused(f"an integer of {argument.bit_length()} bits; it is damaged")
+                self.stack.append(argument)
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                items = [self.pop() for _ in range(int(name[-1]))]
+                self.stack.append(tuple(reversed(items)))
+            case "TUPLE":
+                items = self._since_mark()
+                self.stack.append(tuple(items))
+            case "APPEND" | "APPENDS":
+                items = [self.pop()] if name == "APPEND" else self._since_mark()
+                self._top(list).extend(items)
+            case "ADDITEMS":
+                items = self._since_mark()
+                self._top(set).update(_keys(items))
+            case "SETITEM" | "SETITEMS":
+                items = [self.pop(), self.pop()][::-1] if name == "SETITEM" else self._since_mark()
+                if len(items) % 2:
+                    raise Refused("a dictionary with a key that lacks its value; it is damaged")
+                self._top(dict).update(zip(_keys(items[::2]), items[1::2], strict=True))
+            # marks and the memo
             case "MARK":
                 self.below.append(self.stack)
                 self.stack = []
@@ -169,36 +159,7 @@ class _Machine:
                 if argument not in self.memo:
                     raise Refused("a pickle that recalls what it never said; it is damaged")
                 self.stack.append(self.memo[argument])
-            case "TUPLE":
-                items = self._since_mark()
-                self.stack.append(tuple(items))
-            case "APPEND":
-                item = self.pop()
-                self._top(list).append(item)
-            case "APPENDS":
-                items = self._since_mark()
-                self._top(list).extend(items)
-            case "ADDITEMS":
-                items = self._since_mark()
-                self._top(set).update(_keys(items))
-            case "SETITEM":
-                value, key = self.pop(), self.pop()
-                self._set([key, value])
-            case "SETITEMS":
-                self._set(self._since_mark())
-            case _:
-                return False
-        return True
-
-    def _set(self, items: list[Any]) -> None:
-        keys = _keys(items[::2])
-        if len(items) % 2:
-            raise Refused("a dictionary with a key that lacks its value; it is damaged")
-        self._top(dict).update(zip(keys, items[1::2], strict=True))
-
-    def _objects(self, name: str, argument: Any) -> bool:
-        """Carry out an instruction that names, calls or fills objects; return False for others."""
-        match name:
+            # names, calls, states
             case "GLOBAL":
                 module, _, attribute = argument.partition(" ")
                 self._name(module, attribute)
@@ -216,8 +177,27 @@ class _Machine:
             case "BINPERSID":
                 self.stack.append(Persistent(self.pop()))
             case _:
-                return False
-        return True
+                raise Refused(
+                    f"the pickle instruction {name} at byte {position}, which such a checkpoint "
+                    "has no need of; choose another file"
+                )
+
+    def pop(self) -> Any:
+        """Take the topmost value."""
+        if not self.stack:
+            raise Refused("a pickle that takes more than it holds; it is damaged")
+        return self.stack.pop()
+
+    def _top(self, kind: type) -> Any:
+        if not self.stack or not isinstance(self.stack[-1], kind):
+            raise Refused(f"a pickle that lacks a {kind.__name__} to fill; it is damaged")
+        return self.stack[-1]
+
+    def _since_mark(self) -> list[Any]:
+        if not self.below:
+            raise Refused("a pickle that lacks a mark; it is damaged")
+        items, self.stack = self.stack, self.below.pop()
+        return items
 
     def _name(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
