@@ -205,6 +205,6 @@ def test_random_weights_of_the_reference_drift_and_are_not_called_converged():
     model = locuslab_get(record, iterations=400)
     with torch.no_grad():
         z0, inputs = model.problem(record["noise"], z0=record["z0"])
-        solution = fixed_point(model.equilibrium_map, z0, inputs=inputs, max_steps=3000, tol=1e-2)
+        solution = fixed_point(model.equilibrium_map, z0, inputs=inputs, max_steps=300, tol=1e-2)
     assert Outcome.CONVERGED not in solution.outcome
     assert Outcome.DRIFT in solution.outcome

@@ -152,11 +152,9 @@ def iterate(
         # Measure the residual of z, and remember the state to return.
         with torch.no_grad():
             length, size = measure(z, fz)
-            limit = tol * size + atol if atol else tol * size
+            slack: float | Tensor = atol
             if unit is not None:
-                rounding = 16 * torch.finfo(dtype).eps * size
-                size = unit[rows.index]
-                limit = tol * size + rounding
+                slack, size = 16 * torch.finfo(dtype).eps * size, unit[rows.index]
             lengths.append(whole(length))
             sizes.append(whole(size))
         if select == "last":
@@ -175,7 +173,7 @@ def iterate(
 
         # Find the rows that stop now: not finite, or below the tolerance and not moving on. In the
         # last step those that move on are labelled too.
-        goes_on = (length > limit) & (length < torch.inf)
+        goes_on = (length > tol * size + slack) & (length < torch.inf)
         if stopped is not None:
             goes_on = goes_on | stopped
         if goes_on.all():

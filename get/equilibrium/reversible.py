@@ -88,7 +88,8 @@ class Rewind:
         def evaluate(*inputs: Tensor) -> Tensor:
             if first:  # the forward pass; from now on nothing holds the state
                 return self.f(first.pop(), *inputs)
-            z = self._state(k, dtype, inputs).to(dtype).requires_grad_(differentiable)
+            # detach: without a change of type this would be the walk's own tensor
+            z = self._state(k, dtype, inputs).detach().to(dtype).requires_grad_(differentiable)
             image = self.f(z, *inputs)
             self.image = k, image.detach()
             return image
