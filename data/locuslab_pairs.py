@@ -6,10 +6,10 @@ labels. `pipeline/convert.py get_pairs` is the command.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,6 @@ from data.writer import write_given
 from get.errors import InputError
 
 BRIGHTEST = 10.0  # images in [-1, 1] overshoot a little; those in 0 to 255 are another layout
-Layout = tuple[tuple[int, ...], int | None]
-"""Shape of an image (channels, height, width) and number of classes."""
 
 
 class PairFile(NamedTuple):
@@ -46,8 +44,9 @@ def find_files(folder: Path) -> list[PairFile]:
     Raises:
         InputError: If there are none, a name has no number, or one is in one sub-folder only.
     """
-    names = {kind: {p.name for p in (folder / kind).glob("*.pkl")} for kind in ("latent", "image")}
-    latents, images = names["latent"], names["image"]
+    latents, images = (
+        {path.name for path in (folder / kind).glob("*.pkl")} for kind in ("latent", "image")
+    )
     if not latents | images:
         raise InputError(
             f"expected latent/*.pkl and image/*.pkl in {folder}, got none; check the path"
@@ -74,10 +73,7 @@ def read_pairs(file: PairFile) -> tuple[Pairs, int | None]:
     Raises:
         InputError: If a file cannot be read or the two do not belong together.
     """
-    with open_torch_file(file.latent) as content:
-        latents = [_tensor(part, file.latent) for part in _parts(content, file.latent)]
-    with open_torch_file(file.image) as content:
-        images = _tensor(content, file.image)
+    latents, (images,) = _read(file.latent, labelled=True), _read(file.image)
     noise, shape = latents[0], tuple(latents[0].shape)
     if noise.dtype != torch.float32 or noise.ndim != 4 or shape[2] != shape[3]:
         raise InputError(
@@ -101,26 +97,19 @@ def read_pairs(file: PairFile) -> tuple[Pairs, int | None]:
     return Pairs(noise, images, labels), latents[1].shape[1]
 
 
-def _parts(content: Any, path: Path) -> list[Any]:
-    """Return noise and, in a conditional data set, one-hot labels."""
-    match content:
-        case StoredTensor():
-            return [content]
-        case [noise, labels]:
-            return [noise, labels]
-    raise InputError(
-        f"expected a tensor, or a list of noise and one-hot labels, in {path}, got "
-        f"{type(content).__name__}; it is no data set of locuslab/get"
-    )
-
-
-def _tensor(content: Any, path: Path) -> Tensor:
-    if isinstance(content, StoredTensor):
-        return content.read()
-    raise InputError(
-        f"expected a tensor in {path}, got {type(content).__name__}; "
-        "it is no data set of locuslab/get"
-    )
+def _read(path: Path, labelled: bool = False) -> list[Tensor]:
+    """Return the tensor of a file, or noise and one-hot labels if it may be labelled."""
+    with open_torch_file(path) as content:
+        match content:
+            case StoredTensor():
+                return [content.read()]
+            case [StoredTensor() as noise, StoredTensor() as labels] if labelled:
+                return [noise.read(), labels.read()]
+        expected = "a tensor, or a list of noise and one-hot labels," if labelled else "a tensor"
+        raise InputError(
+            f"expected {expected} in {path}, got {type(content).__name__}; "
+            "it is no data set of locuslab/get"
+        )
 
 
 def _labels(rows: Tensor, count: int, file: PairFile) -> Tensor:
@@ -163,77 +152,45 @@ def convert(
         The number of shards, and of the pairs at the end that do not fill one.
 
     Raises:
-        InputError: If a file cannot be read or there are other images in it than in those before.
+        InputError: If a file cannot be read or has other images than those before.
     """
-    digest, layouts = hashlib.sha256(), list[Layout]()
+    digest, shards = hashlib.sha256(), 0
+    parts, count = list[Pairs](), 0  # of the unfinished shard
     manifest: Manifest | None = None
-    shards = rest = 0
-    for pairs in _in_sizes_of(pairs_per_shard, _read_files(files, digest, layouts, progress)):
-        (channels, height, width), num_classes = layouts[0]
+    for file in files:
+        digest.update(file.digest())
+        pairs, num_classes = read_pairs(file)
+        channels, height, width = pairs.noise.shape[1:]
+        shape = channels, height, width
         manifest = manifest or Manifest(
             teacher="",  # known once all files are read
             sampler={"steps": 18},
             evaluations=35,
             seed=0,
             teacher_batch_size=250,
-            image_shape=(channels, height, width),
+            image_shape=shape,
             num_classes=num_classes,
             image_format=image_format,
             pairs_per_shard=pairs_per_shard,
             pack=pack,
         )
-        if len(pairs) == pairs_per_shard:
-            write_given(folder, shards, manifest, pairs)
-            shards += 1
-        else:
-            rest = len(pairs)
-        del pairs  # it may be a view of an old file, which must go before the next one is read
+        if (shape, num_classes) != (manifest.image_shape, manifest.num_classes):
+            raise InputError(
+                f"expected images of {manifest.image_shape} and classes {manifest.num_classes} in "
+                f"{file.latent} as in the files before, got {shape} and {num_classes}; "
+                "keep data sets apart"
+            )
+        at = 0
+        while at < len(pairs):
+            parts.append(pairs.take(slice(at, at + pairs_per_shard - count)))
+            at, count = at + len(parts[-1]), count + len(parts[-1])
+            if count == pairs_per_shard:
+                write_given(folder, shards, manifest, Pairs.cat(parts))
+                shards, parts, count = shards + 1, [], 0
+        if parts:  # a copy: a slice would keep the whole file in memory
+            parts[-1] = parts[-1].take(torch.arange(len(parts[-1])))
+        del pairs  # before the next file is read
+        progress()
     if manifest is not None and shards:
         open_data_set(folder, replace(manifest, teacher=digest.hexdigest()))
-    return shards, rest
-
-
-def _read_files(
-    files: list[PairFile],
-    digest: "hashlib._Hash",
-    layouts: list[Layout],
-    progress: Callable[[], object],
-) -> Iterator[Pairs]:
-    """Yield the pairs of every file; add to the hash, and to the layouts, which must be equal."""
-    for file in files:
-        digest.update(file.digest())
-        pairs, num_classes = read_pairs(file)
-        layouts.append((tuple(pairs.noise.shape[1:]), num_classes))
-        first, this = layouts[0], layouts[-1]
-        if this != first:
-            raise InputError(
-                f"expected images of {first[0]} and classes {first[1]} in {file.latent} as in the "
-                f"files before, got {this[0]} and {this[1]}; keep data sets apart"
-            )
-        yield pairs
-        del pairs  # before the next one is read
-        progress()
-
-
-def _in_sizes_of(size: int, pieces: Iterable[Pairs]) -> Iterator[Pairs]:
-    """Yield pairs in order, `size` at a time; the last may be fewer.
-
-    Not more than one piece and `size` pairs are in memory, if pieces are made when asked for.
-    """
-    rest: Pairs | None = None
-    for piece in pieces:
-        at, end = 0, len(piece)
-        if rest is not None:
-            at = min(size - len(rest), end)
-            rest = Pairs.cat([rest, piece.take(slice(at))])
-            if len(rest) == size:
-                yield rest
-                rest = None
-        while at + size <= end:
-            yield piece.take(slice(at, at + size))
-            at += size
-        if at < end:  # then there is no rest of earlier pieces
-            rest = piece.take(torch.arange(at, end))  # a copy: a slice would keep the whole piece
-        del piece  # before the next one is read
-    if rest is not None:
-        yield rest
+    return shards, count

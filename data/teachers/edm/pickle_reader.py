@@ -190,9 +190,7 @@ _ALLOWED = frozenset(
     }
 )
 _OUTER = Dialect(_ALLOWED, _call, _fill)
-_INNER = Dialect(
-    frozenset({Symbol("torch", "FloatStorage")}), _call, _fill
-)  # which is never called
+_INNER = Dialect(frozenset({Symbol("torch", "FloatStorage")}), _call, _fill)  # never called
 
 
 # ------------------------------------------------------------------ from objects to a checkpoint
