@@ -32,22 +32,9 @@ NETWORKS: dict[tuple[str, str], type[Network]] = {
 
 
 def open_folder(
-    source: Path | str,
-    sampler: Sampler,
-    device: torch.device | str,
-    execution: Execution = Execution(),  # noqa: B008  frozen
+    source: Path | str, sampler: Sampler, device: torch.device | str, execution: Execution
 ) -> Teacher:
-    """Open a teacher in diffusers format.
-
-    Args:
-        source: A folder, or a hub id like "owner/name".
-        sampler: The sampler's settings.
-        device: Where the network runs.
-        execution: Precision and speed.
-
-    Raises:
-        InputError: If there is no such teacher, or none that goes with these settings.
-    """
+    """Open a teacher in diffusers format; see `open_teacher`."""
     folder = fetch(source, ("unet", "transformer"))
     parts = _parts(folder)
     config = _json(_home(folder, "scheduler") / "scheduler_config.json")
@@ -96,8 +83,8 @@ def _parts(folder: Path) -> dict[str, str]:
     index = _json(folder / "model_index.json")
     lists = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2}
     parts = {k: v[1] for k, v in lists.items() if v[1] is not None}
-    networks = [part for part in parts.items() if part in NETWORKS]
-    others = {k: v for k, v in parts.items() if k != "scheduler" and (k, v) not in NETWORKS}
+    networks = parts.items() & NETWORKS.keys()
+    others = {k: v for k, v in parts.items() - networks if k != "scheduler"}
     if len(networks) != 1 or others not in ({}, {"vae": "AutoencoderKL"}):
         listed = ", ".join(f"{k} {v}" for k, v in parts.items()) or "nothing"
         raise InputError(

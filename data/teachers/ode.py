@@ -10,25 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import diffusers
 import torch
-from diffusers.configuration_utils import ConfigMixin
-from diffusers.schedulers.scheduling_consistency_models import CMStochasticIterativeScheduler
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_deis_multistep import DEISMultistepScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_dpmsolver_singlestep import DPMSolverSinglestepScheduler
-from diffusers.schedulers.scheduling_edm_dpmsolver_multistep import EDMDPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
-from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-    FlowMatchEulerDiscreteScheduler,
-)
-from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
-from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
-from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteScheduler
-from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
-from diffusers.schedulers.scheduling_pndm import PNDMScheduler
-from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from diffusers import ConfigMixin
 from jaxtyping import Float
 from torch import Tensor
 
@@ -117,18 +101,18 @@ class Family:
 
 DISCRETE = Family(  # DDPM's parametrisation: betas, integer times
     by_name={
-        "ddim": DDIMScheduler,
-        "dpmsolver++": DPMSolverMultistepScheduler,
-        "heun": HeunDiscreteScheduler,
-        "euler": EulerDiscreteScheduler,
+        "ddim": diffusers.DDIMScheduler,
+        "dpmsolver++": diffusers.DPMSolverMultistepScheduler,
+        "heun": diffusers.HeunDiscreteScheduler,
+        "euler": diffusers.EulerDiscreteScheduler,
     },
     also=(
-        DPMSolverSinglestepScheduler,
-        DEISMultistepScheduler,
-        UniPCMultistepScheduler,
-        PNDMScheduler,
-        LMSDiscreteScheduler,
-        KDPM2DiscreteScheduler,
+        diffusers.DPMSolverSinglestepScheduler,
+        diffusers.DEISMultistepScheduler,
+        diffusers.UniPCMultistepScheduler,
+        diffusers.PNDMScheduler,
+        diffusers.LMSDiscreteScheduler,
+        diffusers.KDPM2DiscreteScheduler,
     ),
     noisy=(
         "DDPMScheduler",
@@ -141,8 +125,8 @@ DISCRETE = Family(  # DDPM's parametrisation: betas, integer times
 EDM = Family(
     by_name={
         "heun": EdmHeun,
-        "euler": EDMEulerScheduler,
-        "dpmsolver++": EDMDPMSolverMultistepScheduler,
+        "euler": diffusers.EDMEulerScheduler,
+        "dpmsolver++": diffusers.EDMDPMSolverMultistepScheduler,
     },
     auto={"EDMEulerScheduler": "heun"},
 )
@@ -152,11 +136,11 @@ EDM_CHECKPOINT = Family(  # NVlabs' files name a preconditioning where diffusers
 )
 FLOW = Family(
     by_name={
-        "heun": FlowMatchHeunDiscreteScheduler,
-        "euler": FlowMatchEulerDiscreteScheduler,
+        "heun": diffusers.FlowMatchHeunDiscreteScheduler,
+        "euler": diffusers.FlowMatchEulerDiscreteScheduler,
     }
 )
-CONSISTENCY = Family(by_name={}, also=(CMStochasticIterativeScheduler,))
+CONSISTENCY = Family(by_name={}, also=(diffusers.CMStochasticIterativeScheduler,))
 FAMILIES = (DISCRETE, EDM, EDM_CHECKPOINT, FLOW, CONSISTENCY)
 
 

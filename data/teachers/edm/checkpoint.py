@@ -126,11 +126,10 @@ def _typed(kind: type[Precond | SongConfig | DhariwalConfig], given: dict) -> di
         raise InputError(f"expected arguments among {', '.join(types)}, got {names}")
     if missing := {"img_resolution", "img_channels"} & types.keys() - given.keys():
         raise InputError(f"expected arguments {', '.join(sorted(missing))}, got none of that name")
-    typed = {name: _as(types[name], value) for name, value in given.items()}
-    for name, value in typed.items():
-        if value is None:
-            raise InputError(f"expected {name} as {types[name]}, got {given[name]!r}")
-    return typed
+    for name, value in given.items():
+        if _as(types[name], value) is None:
+            raise InputError(f"expected {name} as {types[name]}, got {value!r}")
+    return {name: _as(types[name], value) for name, value in given.items()}
 
 
 def _as(kind: Any, value: Any) -> Any:
@@ -188,16 +187,11 @@ def load(path: Path) -> tuple[Checkpoint, Precond, Network]:
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Write `edm.json` and `model.safetensors` into an existing folder."""
-    description = {
-        "format": FORMAT,
-        "class": checkpoint.wrapper,
-        "arguments": checkpoint.arguments,
-    }
+    description = {"format": FORMAT, "class": checkpoint.wrapper, "arguments": checkpoint.arguments}
     (folder / "edm.json").write_text(json.dumps(description, indent=2) + "\n")
     # Copies, because safetensors refuses tensors that share a storage.
     copies = {
-        name: tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in checkpoint.state.items()
+        k: v.clone(memory_format=torch.contiguous_format) for k, v in checkpoint.state.items()
     }
     save_file(copies, folder / "model.safetensors", {"format": "pt"})
 

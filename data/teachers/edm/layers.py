@@ -5,7 +5,6 @@ networks.py puts them together.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,32 +83,22 @@ class Conv(nn.Module):
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
         """Return the result; the bias is added last, after a fused filter too."""
-        if self.fused_resample:
-            assert self.resample_filter is not None
-            assert self.weight is not None
-            margin = (self.resample_filter.shape[-1] - 1) // 2
-            x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2 + margin)
-            x = _depthwise(F.conv2d, x, self.resample_filter, padding=0)
-        else:
-            if self.resample_filter is not None:
-                x = self._resampled(x, self.resample_filter)
-            if self.weight is not None:
-                x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2)
+        smooth, margin = self.resample_filter, 0
+        if smooth is not None:
+            margin = (smooth.shape[-1] - 1) // 2
+            if not self.fused_resample:
+                x = self._resampled(x, smooth, margin)
+        if self.weight is not None:
+            padding = self.weight.shape[-1] // 2 + (margin if self.fused_resample else 0)
+            x = F.conv2d(x, self.weight, padding=padding)
+        if smooth is not None and self.fused_resample:
+            x = self._resampled(x, smooth, 0)
         return x if self.bias is None else x + self.bias[:, None, None]
 
-    def _resampled(self, x: Tensor, smooth: Tensor) -> Tensor:
-        margin = (smooth.shape[-1] - 1) // 2
-        if self.up:
-            return _depthwise(F.conv_transpose2d, x, 4 * smooth, padding=margin)
-        return _depthwise(F.conv2d, x, smooth, padding=margin)
-
-
-def _depthwise(
-    convolution: Callable[..., Tensor], x: Tensor, smooth: Tensor, padding: int
-) -> Tensor:
-    channels = x.shape[1]
-    weight = smooth.expand(channels, -1, -1, -1)
-    return convolution(x, weight, stride=2, padding=padding, groups=channels)
+    def _resampled(self, x: Tensor, smooth: Tensor, padding: int) -> Tensor:
+        convolution, factor = (F.conv_transpose2d, 4) if self.up else (F.conv2d, 1)
+        weight = (factor * smooth).expand(x.shape[1], -1, -1, -1)
+        return convolution(x, weight, stride=2, padding=padding, groups=x.shape[1])
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:

@@ -5,6 +5,7 @@ is among them and never used: only training augments. Layers are in layers.py.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,8 @@ from data.teachers.edm.layers import (
 )
 from get.errors import InputError
 
+OneHot = Float[Tensor, "batch classes"]
+Embedding = Float[Tensor, "batch_or_1 emb_channels"]
 LIMITS = {  # lowest and highest value: a damaged file cannot ask for an enormous network
     "img_resolution": (1, 4096),
     "img_channels": (1, 64),
@@ -122,10 +125,10 @@ class DhariwalConfig(UNetConfig):
     attn_resolutions: tuple[int, ...] = (32, 16, 8)
 
 
-def _encoder(
-    c: UNetConfig, style: BlockStyle, first: int, residual: bool
-) -> tuple[nn.ModuleDict, list[int]]:
+def _encoder(c: UNetConfig, style: BlockStyle) -> tuple[nn.ModuleDict, list[int]]:
     """Return the encoder's entries in order, and the widths of its outputs for the decoder."""
+    residual = isinstance(c, SongConfig) and c.encoder_type == "residual"
+    first = c.model_channels * (1 if isinstance(c, SongConfig) else c.channel_mult[0])
     enc, widths, side = nn.ModuleDict(), [first], c.img_channels
     emb = c.channel_mult_emb * c.model_channels
     for level, factor in enumerate(c.channel_mult):
@@ -149,11 +152,9 @@ def _encoder(
     return enc, widths
 
 
-def _decoder(
-    c: UNetConfig, style: BlockStyle, widths: list[int], attention_in_all: bool
-) -> tuple[nn.ModuleDict, int]:
+def _decoder(c: UNetConfig, style: BlockStyle, widths: list[int]) -> tuple[nn.ModuleDict, int]:
     """Return the decoder's entries in order and its last width; empties `widths`."""
-    dec, width = nn.ModuleDict(), widths[-1]
+    song, dec, width = isinstance(c, SongConfig), nn.ModuleDict(), widths[-1]
     emb = c.channel_mult_emb * c.model_channels
     for level, factor in reversed(list(enumerate(c.channel_mult))):
         r = c.img_resolution >> level
@@ -164,75 +165,47 @@ def _decoder(
         else:
             dec[f"{name}_up"] = Block(width, width, emb, style, resample="up")
         for i in range(c.num_blocks + 1):
-            attention = r in c.attn_resolutions and (attention_in_all or i == c.num_blocks)
+            attention = r in c.attn_resolutions and (i == c.num_blocks or not song)
             skip, out = widths.pop(), factor * c.model_channels
             dec[f"{name}_block{i}"] = Block(width + skip, out, emb, style, attention=attention)
             width = out
     return dec, width
 
 
-def _decode(dec: nn.ModuleDict, x: Tensor, emb: Tensor, stack: list[Tensor]) -> Tensor:
-    """Run the decoder's blocks, which concatenate the encoder's outputs, last one first."""
-    for name, block in dec.items():
-        if "_aux_" not in name:
-            x = block(torch.cat([x, stack.pop()], dim=1) if "_block" in name else x, emb)
-    return x
+class UNet(nn.Module, ABC):
+    """What both networks share, from the embedding to the output."""
 
+    last: str  # the output's norm and convolution are named so, then "norm" and "conv"
 
-class SongUNet(nn.Module):
-    """DDPM++ and NCSN++ of Song et al. (arXiv:2011.13456) as EDM uses them."""
-
-    def __init__(self, config: SongConfig) -> None:
-        """Make the network, its parameters zero."""
+    def __init__(
+        self, config: UNetConfig, style: BlockStyle, map_noise: nn.Module, noise: int
+    ) -> None:
+        """Make all but labels and output; `noise` channels are what `map_noise` returns."""
         super().__init__()
         c = self.config = config
-        style = BlockStyle(
-            adaptive_scale=False,
-            skip_scale=math.sqrt(0.5),
-            eps=1e-6,
-            resample_proj=True,
-            channels_per_head=None,
-            resample_filter=c.resample_filter,
-        )
-        noise = c.channel_mult_noise * c.model_channels
         emb = c.channel_mult_emb * c.model_channels
-        if c.embedding_type == "fourier":
-            self.map_noise = FourierEmbedding(noise)
-        else:
-            self.map_noise = PositionalEmbedding(noise, endpoint=True)
-        self.map_label = nn.Linear(c.label_dim, noise) if c.label_dim else None
+        self.map_noise = map_noise
         self.map_augment = nn.Linear(c.augment_dim, noise, bias=False) if c.augment_dim else None
         self.map_layer0 = nn.Linear(noise, emb)
         self.map_layer1 = nn.Linear(emb, emb)
-        self.enc, widths = _encoder(c, style, c.model_channels, c.encoder_type == "residual")
-        self.dec, width = _decoder(c, style, widths, attention_in_all=False)
-        last = f"{c.img_resolution}x{c.img_resolution}"
-        self.dec[f"{last}_aux_norm"] = group_norm(width, style.eps)
-        self.dec[f"{last}_aux_conv"] = Conv(width, c.img_channels, 3)
+        self.enc, widths = _encoder(c, style)
+        self.dec, self.width = _decoder(c, style, widths)
 
-    def embed(
-        self,
-        c_noise: Float[Tensor, " levels"],
-        labels: Float[Tensor, "batch classes"] | None,
-    ) -> Float[Tensor, "batch_or_1 emb_channels"]:
+    @abstractmethod
+    def embed(self, c_noise: Float[Tensor, " levels"], labels: OneHot | None) -> Embedding:
         """Return the embedding of noise levels and one-hot classes."""
-        cosines, sines = self.map_noise(c_noise).chunk(2, dim=1)
-        emb = torch.cat([sines, cosines], dim=1)
-        if self.map_label is not None and labels is not None:
-            emb = emb + self.map_label(labels * math.sqrt(labels.shape[1]))
-        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def forward(
         self,
         x: Float[Tensor, "batch channels height width"],
         c_noise: Float[Tensor, " levels"],
-        labels: Float[Tensor, "batch classes"] | None,
+        labels: OneHot | None,
     ) -> Float[Tensor, "batch channels height width"]:
         """Return F(x).
 
         Args:
             x: Scaled noisy images.
-            c_noise: Noise condition, one for all or one a sample.
+            c_noise: Noise condition, one for all or one per sample.
             labels: One-hot classes.
         """
         emb, side, stack = self.embed(c_noise, labels), x, []
@@ -242,18 +215,54 @@ class SongUNet(nn.Module):
             else:
                 x = layer(x, emb) if isinstance(layer, Block) else layer(x)
                 stack.append(x)
-        x = _decode(self.dec, x, emb, stack)
-        last = f"{self.config.img_resolution}x{self.config.img_resolution}"
-        return self.dec[f"{last}_aux_conv"](F.silu(self.dec[f"{last}_aux_norm"](x)))
+        for name, block in self.dec.items():  # they concatenate the encoder's outputs, last first
+            if "_aux_" not in name:
+                x = block(torch.cat([x, stack.pop()], dim=1) if "_block" in name else x, emb)
+        norm, conv = (self.get_submodule(f"{self.last}{kind}") for kind in ("norm", "conv"))
+        return conv(F.silu(norm(x)))
 
 
-class DhariwalUNet(nn.Module):
+class SongUNet(UNet):
+    """DDPM++ and NCSN++ of Song et al. (arXiv:2011.13456) as EDM uses them."""
+
+    def __init__(self, config: SongConfig) -> None:
+        """Make the network, its parameters zero."""
+        style = BlockStyle(
+            adaptive_scale=False,
+            skip_scale=math.sqrt(0.5),
+            eps=1e-6,
+            resample_proj=True,
+            channels_per_head=None,
+            resample_filter=config.resample_filter,
+        )
+        noise = config.channel_mult_noise * config.model_channels
+        fourier = config.embedding_type == "fourier"
+        map_noise = (
+            FourierEmbedding(noise) if fourier else PositionalEmbedding(noise, endpoint=True)
+        )
+        super().__init__(config, style, map_noise, noise)
+        self.map_label = nn.Linear(config.label_dim, noise) if config.label_dim else None
+        name = f"{config.img_resolution}x{config.img_resolution}_aux_"
+        self.dec[f"{name}norm"] = group_norm(self.width, style.eps)
+        self.dec[f"{name}conv"] = Conv(self.width, config.img_channels, 3)
+        self.last = f"dec.{name}"
+
+    def embed(self, c_noise: Float[Tensor, " levels"], labels: OneHot | None) -> Embedding:
+        """Return the embedding of noise levels and one-hot classes."""
+        cosines, sines = self.map_noise(c_noise).chunk(2, dim=1)
+        emb = torch.cat([sines, cosines], dim=1)
+        if self.map_label is not None and labels is not None:
+            emb = emb + self.map_label(labels * math.sqrt(labels.shape[1]))
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+
+
+class DhariwalUNet(UNet):
     """ADM of Dhariwal and Nichol (arXiv:2105.05233) as EDM uses it."""
+
+    last = "out_"
 
     def __init__(self, config: DhariwalConfig) -> None:
         """Make the network, its parameters zero."""
-        super().__init__()
-        c = self.config = config
         style = BlockStyle(
             adaptive_scale=True,
             skip_scale=1.0,
@@ -262,39 +271,16 @@ class DhariwalUNet(nn.Module):
             channels_per_head=64,
             resample_filter=(1, 1),
         )
-        noise, emb = c.model_channels, c.channel_mult_emb * c.model_channels
-        self.map_noise = PositionalEmbedding(noise, endpoint=False)
-        self.map_augment = nn.Linear(c.augment_dim, noise, bias=False) if c.augment_dim else None
-        self.map_layer0 = nn.Linear(noise, emb)
-        self.map_layer1 = nn.Linear(emb, emb)
-        self.map_label = nn.Linear(c.label_dim, emb, bias=False) if c.label_dim else None
-        self.enc, widths = _encoder(c, style, noise * c.channel_mult[0], residual=False)
-        self.dec, width = _decoder(c, style, widths, attention_in_all=True)
-        self.out_norm = group_norm(width, style.eps)
-        self.out_conv = Conv(width, c.img_channels, 3)
+        noise = config.model_channels
+        super().__init__(config, style, PositionalEmbedding(noise, endpoint=False), noise)
+        emb = config.channel_mult_emb * noise
+        self.map_label = nn.Linear(config.label_dim, emb, bias=False) if config.label_dim else None
+        self.out_norm = group_norm(self.width, style.eps)
+        self.out_conv = Conv(self.width, config.img_channels, 3)
 
-    def embed(
-        self,
-        c_noise: Float[Tensor, " levels"],
-        labels: Float[Tensor, "batch classes"] | None,
-    ) -> Float[Tensor, "batch_or_1 emb_channels"]:
+    def embed(self, c_noise: Float[Tensor, " levels"], labels: OneHot | None) -> Embedding:
         """Return the embedding of noise levels and one-hot classes."""
-        emb = self.map_noise(c_noise)
-        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
+        emb = self.map_layer1(F.silu(self.map_layer0(self.map_noise(c_noise))))
         if self.map_label is not None and labels is not None:
             emb = emb + self.map_label(labels)
         return F.silu(emb)
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch channels height width"],
-        c_noise: Float[Tensor, " levels"],
-        labels: Float[Tensor, "batch classes"] | None,
-    ) -> Float[Tensor, "batch channels height width"]:
-        """Return F(x); for the arguments see `SongUNet.forward`."""
-        emb, stack = self.embed(c_noise, labels), []
-        for layer in self.enc.values():
-            x = layer(x, emb) if isinstance(layer, Block) else layer(x)
-            stack.append(x)
-        x = _decode(self.dec, x, emb, stack)
-        return self.out_conv(F.silu(self.out_norm(x)))
