@@ -81,11 +81,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        InputError: If the file is missing or is not JSON.
-    """
+    """Read JSON; InputError if the file is missing or is not JSON."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -68,11 +68,7 @@ def find_files(folder: Path) -> list[PairFile]:
 
 
 def read_pairs(file: PairFile) -> tuple[Pairs, int | None]:
-    """Read and check the pairs of one name; return them and the number of classes, if labelled.
-
-    Raises:
-        InputError: If a file cannot be read or the two do not belong together.
-    """
+    """Read and check the pairs of one name; return them and the number of classes, if labelled."""
     latents, (images,) = _read(file.latent, labelled=True), _read(file.image)
     noise, shape = latents[0], tuple(latents[0].shape)
     if noise.dtype != torch.float32 or noise.ndim != 4 or shape[2] != shape[3]:
@@ -138,15 +134,7 @@ def convert(
     The manifest has the hash of the old files in place of a teacher: nobody can make these pairs
     again, and `verify_pairs --deep` says so. Sampler, evaluations and batch are those of
     locuslab/get. Its noise is that of no seed; with 0, evaluation has one for the random start of
-    a GET.
-
-    Args:
-        files: From `find_files`.
-        folder: An empty folder.
-        image_format: Encoding of the images.
-        pairs_per_shard: Pairs per shard.
-        pack: Pairs per member of a tar.
-        progress: Called after every old file.
+    a GET. The folder is empty; `progress` is called after every old file.
 
     Returns:
         The number of shards, and of the pairs at the end that do not fill one.

@@ -265,5 +265,5 @@ def _count_unlisted(store: Store) -> int:
     end = 1
     while exists(end - 1):
         end *= 2
-    low, high = end // 2, end - 1  # shard low - 1 exists, shard high does not
-    return bisect_left(range(end), True, low, high, key=lambda shard: not exists(shard))
+    # Shard end // 2 - 1 exists, shard end - 1 does not.
+    return bisect_left(range(end), True, end // 2, end - 1, key=lambda shard: not exists(shard))

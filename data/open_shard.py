@@ -26,12 +26,7 @@ class OpenShard:
     """A tar under a temporary name that becomes a shard or is deleted."""
 
     def __init__(self, folder: Path, shard: int, manifest: Manifest) -> None:
-        """Create the file of a shard, numbered from 0, of the data set in a folder.
-
-        Raises:
-            InputError: If the folder is gone.
-            OSError: If the file cannot be created.
-        """
+        """Create the file of a shard, numbered from 0, of the data set in a folder."""
         self.folder, self.shard, self.manifest = folder, shard, manifest
         self.target = tar_path(folder, shard)
         self.path = hidden_path(self.target)
@@ -57,12 +52,7 @@ class OpenShard:
         return self.file.write(data)
 
     def add(self, indices: range, pairs: Pairs) -> None:
-        """Encode and write the pairs of a teacher batch.
-
-        Raises:
-            InputError: If images are not finite, or the folder is gone.
-            OSError: If the disk is full.
-        """
+        """Encode and write the pairs of a teacher batch; refuse images that are not finite."""
         if not torch.isfinite(pairs.images).all():
             raise InputError(
                 f"expected finite images, got inf or nan among indices {indices[0]} to "

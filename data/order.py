@@ -138,11 +138,7 @@ def choose_streams(shards: int, batch_size: int, readers: int) -> int:
 
 
 def check_readers(streams: int, processes: int, workers: int) -> None:
-    """Check that the streams can be shared among processes and their loader workers.
-
-    Raises:
-        InputError: If not.
-    """
+    """Raise InputError unless the processes and their loader workers can share the streams."""
     if streams % (processes * max(workers, 1)):
         raise InputError(
             f"expected processes x dataloader_num_workers to divide {streams} streams, got "

@@ -139,9 +139,6 @@ class ObjectStore(Store):
         """Return the file system and the path in it.
 
         Not kept: fsspec has one per process, and one made before a fork does not work after it.
-
-        Raises:
-            InputError: If fsspec knows none, or its package is not installed.
         """
         import fsspec  # slow, and few data sets need it
 

@@ -11,9 +11,10 @@ import shutil
 import struct
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,28 +50,13 @@ class Namespace:
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor in an open file: a view of `count` numbers in a member of the archive."""
+    """A tensor in an open file.
 
-    archive: "_Archive"
-    member: str
-    dtype: torch.dtype
-    count: int
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    Attributes:
+        read: Returns a contiguous copy in memory of its own; InputError if the file is damaged.
+    """
 
-    def read(self) -> Tensor:
-        """Return a contiguous copy in memory of its own.
-
-        Raises:
-            InputError: If the file does not hold all of it.
-        """
-        with _explained(self.archive.path):
-            numbers = self.archive.numbers(self.member, self.dtype, self.count)
-            tensor = tensor_in(numbers, self.offset, self.shape, self.stride)
-            if tensor.is_contiguous() and tensor.numel() == numbers.numel():
-                return tensor  # already the only user of its numbers
-            return tensor.clone(memory_format=torch.contiguous_format)
+    read: Callable[[], Tensor]
 
 
 @contextmanager
@@ -132,15 +118,22 @@ class _Archive:
         pickle = self._bytes(self.folder + "data.pkl")
         return load(io.BytesIO(pickle), len(pickle), Dialect(_ALLOWED, self._call, _fill))
 
-    def numbers(self, member: str, dtype: torch.dtype, count: int) -> Tensor:
-        """Return a storage's numbers in this machine's byte order."""
-        size, data = dtype.itemsize, self._bytes(member)
-        if len(data) != size * count:
-            raise Refused(
-                f"{len(data)} bytes of {count} numbers of {dtype}; copy or download it again"
-            )
-        stored = np.frombuffer(data, f"{self.order}i{size}")
-        return torch.from_numpy(stored.astype(f"=i{size}", copy=False)).view(dtype)
+    def tensor(
+        self, kind: str, member: str, count: int, offset: int, shape: tuple, stride: tuple
+    ) -> Tensor:
+        """Return a tensor, a view of the `count` numbers of a member, in memory of its own."""
+        with _explained(self.path):
+            dtype, data = DTYPES[kind], self._bytes(member)
+            if len(data) != dtype.itemsize * count:
+                raise Refused(
+                    f"{len(data)} bytes of {count} numbers of {dtype}; copy or download it again"
+                )
+            stored = np.frombuffer(data, f"{self.order}i{dtype.itemsize}")
+            native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+            view = tensor_in(torch.from_numpy(native).view(dtype), offset, shape, stride)
+            if view.is_contiguous() and view.numel() == count:
+                return view  # already the only user of its numbers
+            return view.clone(memory_format=torch.contiguous_format)
 
     def _bytes(self, name: str) -> memoryview:
         """Return a member, whose checksum zipfile verifies, in memory of its own."""
@@ -159,7 +152,8 @@ class _Archive:
                 "torch._utils._rebuild_tensor_v2",
                 (Persistent() as stored, int(offset), tuple(size), tuple(stride), bool(), dict()),
             ):
-                return StoredTensor(self, *self._storage(stored), offset, size, stride)
+                storage = self._storage(stored)
+                return StoredTensor(partial(self.tensor, *storage, offset, size, stride))
             case "torch._utils._rebuild_parameter", (StoredTensor() as tensor, bool(), dict()):
                 return tensor
             case "collections.OrderedDict", ():
@@ -168,13 +162,13 @@ class _Archive:
                 return Namespace()
         raise Refused(f"a call of {symbol} with unknown arguments; it is damaged or made to harm")
 
-    def _storage(self, stored: Persistent) -> tuple[str, torch.dtype, int]:
-        """Return the member of a storage, the type of its numbers, and how many there are."""
+    def _storage(self, stored: Persistent) -> tuple[str, str, int]:
+        """Return the kind of a storage, its member of the archive, and the count of its numbers."""
         match stored.description:
             case ("storage", Symbol("torch", kind), str(key), str(), int(count)) if kind in DTYPES:
                 if (name := f"{self.folder}data/{key}") not in self.zip.NameToInfo:
                     raise Refused(f"a tensor whose numbers {key[:50]!r} are missing; copy it again")
-                return name, DTYPES[kind], count
+                return kind, name, count
         raise Refused("a tensor stored in an unknown way; it is damaged or made to harm")
 
 

@@ -57,11 +57,7 @@ _opened = lru_cache(maxsize=1)(open_pairs)
 
 
 def describe(teacher: Teacher, settings: PairSettings) -> Manifest:
-    """Return the manifest of the pairs that this teacher makes with these settings.
-
-    Raises:
-        InputError: If the images cannot be stored in that format.
-    """
+    """Return the manifest of the pairs that this teacher makes with these settings."""
     return Manifest(
         teacher=teacher.fingerprint,
         sampler=teacher.sampler.settings(),
@@ -132,12 +128,7 @@ def write_shards(
 
 
 def write_given(folder: Path, shard: int, manifest: Manifest, pairs: Pairs) -> ShardRecord:
-    """Publish one shard of pairs that already exist, images in [-1, 1]; see `write_shards`.
-
-    Raises:
-        InputError: If images are not finite.
-        OSError: If the disk is full or the folder cannot be written to.
-    """
+    """Publish one shard of pairs that already exist, images in [-1, 1]; see `write_shards`."""
     tar = OpenShard(folder, shard, manifest)
     try:
         first = shard * manifest.pairs_per_shard

@@ -13,18 +13,10 @@ from data.real.photos import photos
 
 
 def real_images(name: str, split: Split) -> Labelled:
-    """Return one part of a set of real images.
-
-    Args:
-        name: "digits", "photos", or a folder of pictures (see `folder.py`).
-        split: Which part.
+    """Return one part of "digits", "photos", or a folder of pictures (see `folder.py`).
 
     Raises:
         InputError: If the folder is missing or its pictures cannot be used.
     """
-    match name:
-        case "digits":
-            return digits(split)
-        case "photos":
-            return photos(split)
-    return pictures(Path(name), split)
+    embedded = {"digits": digits, "photos": photos}
+    return embedded[name](split) if name in embedded else pictures(Path(name), split)

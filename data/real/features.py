@@ -1,5 +1,6 @@
 """The real images that generated ones are compared with, and their features, computed once."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,14 +29,7 @@ class RealFeatures:
         device: torch.device,
         batch_size: int = 256,
     ) -> None:
-        """Load the feature network and run it over the real images.
-
-        Args:
-            feature_network: Folder of a classifier (train_classifier.py).
-            name: Of the real images, as in `real_images`.
-            image_shape: Of the images that will be compared.
-            device: Where the network runs.
-            batch_size: Images at once.
+        """Load a classifier from its folder and run it over the real images of this name.
 
         Raises:
             InputError: If either cannot be read or is made for images of another shape.
@@ -64,11 +58,11 @@ class RealFeatures:
 
     def features_of(self, images: Tensor) -> Tensor:
         """Return float64 features of images in [-1, 1]."""
-        device = self.network.device
-        return features_of(lambda x: self.network.features(x.to(device)), images, self.batch_size)
+        return self._run(self.network.features, images)
 
     def class_accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Return the share of images that the network takes for their class."""
-        device = self.network.device
-        logits = features_of(lambda x: self.network(x.to(device)), images, self.batch_size)
-        return float((logits.argmax(1) == labels).double().mean())
+        """Return the fraction of images that the network takes for their class."""
+        return float((self._run(self.network, images).argmax(1) == labels).double().mean())
+
+    def _run(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        return features_of(lambda x: function(x.to(self.network.device)), images, self.batch_size)

@@ -67,14 +67,7 @@ def _call(network: nn.Module, x: Tensor, time: Tensor, labels: Tensor | None) ->
 
 
 def load_vae(source: str) -> AutoencoderKL:
-    """Load the VAE that decodes the latents of a teacher.
-
-    Args:
-        source: `vae_source` of the teacher, `vae` of the pairs' manifest.
-
-    Raises:
-        InputError: If there is none.
-    """
+    """Load the VAE that decodes latents, `vae` of their manifest; InputError if there is none."""
     return _load(AutoencoderKL, fetch(source, ("vae",)), "vae", "cpu")
 
 

@@ -60,12 +60,9 @@ class EdmHeun:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], steps: int) -> "EdmHeun":
-        """Make the sampler from the settings of an `EDMEulerScheduler`.
+        """Make the sampler from the settings of an `EDMEulerScheduler`, or ValueError.
 
         A `precond` may stand in for its `prediction_type` and `sigma_data`.
-
-        Raises:
-            ValueError: If some are missing.
         """
         precond, levels = config.get("precond"), ("sigma_min", "sigma_max", "rho")
         if config.get("prediction_type") == "epsilon" and "sigma_data" in config:

@@ -49,11 +49,9 @@ class Teacher:
         execution: Execution = Execution(),  # noqa: B008  frozen
         vae_source: str | None = None,
     ) -> None:
-        """Join a network to its sampler; arguments as the attributes.
+        """Join a network to its sampler; arguments as the attributes, and how `call` runs it.
 
-        Args:
-            call: How the network is called. With guidance, the label after the last class must
-                be its null label.
+        With guidance, the label after the last class must be the network's null label.
         """
         last = execution.memory_format == "channels_last"
         self._format = torch.channels_last if last else torch.contiguous_format
@@ -93,13 +91,10 @@ class Teacher:
         if (labels is None) != (self.num_classes is None):
             expected, got = ("labels", "none") if labels is None else ("no labels", "some")
             raise InputError(f"expected {expected} for this teacher, got {got}")
-        if labels is None or self.num_classes is None:
-            return
-        low, high = (int(bound) for bound in labels.aminmax())
-        if not 0 <= low <= high < self.num_classes:
-            raise InputError(
-                f"expected labels from 0 to {self.num_classes - 1}, got {low} to {high}"
-            )
+        if labels is not None and self.num_classes is not None:
+            low, high, last = *(int(bound) for bound in labels.aminmax()), self.num_classes - 1
+            if not 0 <= low <= high <= last:
+                raise InputError(f"expected labels from 0 to {last}, got {low} to {high}")
 
     def _evaluate(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
         """Return the network's raw prediction, float32, without the learned variance after it."""
@@ -118,11 +113,7 @@ class Teacher:
 
 
 def refuse_guidance(sampler: Sampler, network: str) -> None:
-    """Refuse guidance of a network without a null label.
-
-    Raises:
-        InputError: If the settings ask for it.
-    """
+    """Raise InputError if the settings ask for guidance; the network has no null label."""
     if sampler.guidance_scale != 1:
         raise InputError(
             f"expected guidance_scale 1 (none) for the {network}, got {sampler.guidance_scale}; "

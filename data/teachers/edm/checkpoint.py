@@ -91,11 +91,7 @@ def _call(network: Network, x: Tensor, time: Tensor, labels: Tensor | None) -> T
 
 
 def build(checkpoint: Checkpoint) -> tuple[Precond, Network]:
-    """Return a checkpoint's preconditioning and raw network, checked against what it records.
-
-    Raises:
-        InputError: If it is of no known class or its parts contradict each other.
-    """
+    """Return a checkpoint's preconditioning and raw network, checked against what it records."""
     if checkpoint.wrapper not in WRAPPERS:
         known = ", ".join(WRAPPERS)
         raise InputError(f"expected a checkpoint of {known}, got one of {checkpoint.wrapper}")

@@ -48,12 +48,9 @@ class BlockStyle:
 
 
 class Conv(nn.Module):
-    """Convolution with zero padding that may double or halve the resolution first.
+    """Convolution with zero padding that may double (up) or halve (down) the resolution first.
 
-    Attributes:
-        up: It doubles the resolution.
-        down: It halves the resolution.
-        fused_resample: The convolution runs before the filter of `down`, with its padding.
+    With `fused_resample` the convolution runs before the filter of `down`, with its padding.
     """
 
     def __init__(
@@ -63,7 +60,7 @@ class Conv(nn.Module):
         kernel: int,
         *,
         resample: Resample | None = None,
-        resample_filter: tuple[int, ...] = (1, 1),
+        taps: tuple[int, ...] = (1, 1),
         fused_resample: bool = False,
     ) -> None:
         """Make a convolution; kernel 0 resamples only and has no weights."""
@@ -74,8 +71,8 @@ class Conv(nn.Module):
         if kernel:
             self.weight = nn.Parameter(torch.zeros(out_channels, in_channels, kernel, kernel))
             self.bias = nn.Parameter(torch.zeros(out_channels))
-        taps = torch.tensor(resample_filter, dtype=torch.float32)
-        smooth = torch.outer(taps, taps)[None, None] / taps.sum() ** 2
+        row = torch.tensor(taps, dtype=torch.float32)
+        smooth = torch.outer(row, row)[None, None] / row.sum() ** 2
         self.register_buffer("resample_filter", smooth if resample else None)
         self.resample_filter: Tensor | None
 
@@ -110,14 +107,10 @@ def group_norm(channels: int, eps: float) -> nn.GroupNorm:
 
 
 class PositionalEmbedding(nn.Module):
-    """Cosines and sines of t at frequencies from 1 down to 1/10000.
-
-    Attributes:
-        endpoint: The last frequency is 1/10000 itself.
-    """
+    """Cosines and sines of t at frequencies from 1 down to 1/10000."""
 
     def __init__(self, channels: int, endpoint: bool) -> None:
-        """Make an embedding of an even number of channels."""
+        """Make an embedding of an even number of channels; `endpoint`: the last one is 1/10000."""
         super().__init__()
         self.channels, self.endpoint = channels, endpoint
 
@@ -145,13 +138,7 @@ class FourierEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block with the noise level's embedding and optional self-attention.
-
-    Attributes:
-        num_heads: Attention heads; 0 is no attention.
-        adaptive_scale: See `BlockStyle`.
-        skip_scale: See `BlockStyle`.
-    """
+    """Residual block with the noise level's embedding and optional self-attention."""
 
     def __init__(
         self,
@@ -169,16 +156,14 @@ class Block(nn.Module):
         self.adaptive_scale, self.skip_scale = style.adaptive_scale, style.skip_scale
         taps = style.resample_filter
         self.norm0 = group_norm(in_channels, style.eps)
-        self.conv0 = Conv(in_channels, out_channels, 3, resample=resample, resample_filter=taps)
+        self.conv0 = Conv(in_channels, out_channels, 3, resample=resample, taps=taps)
         self.affine = nn.Linear(emb_channels, out_channels * (2 if style.adaptive_scale else 1))
         self.norm1 = group_norm(out_channels, style.eps)
         self.conv1 = Conv(out_channels, out_channels, 3)
         self.skip = None
         if in_channels != out_channels or resample:
             kernel = 1 if in_channels != out_channels or style.resample_proj else 0
-            self.skip = Conv(
-                in_channels, out_channels, kernel, resample=resample, resample_filter=taps
-            )
+            self.skip = Conv(in_channels, out_channels, kernel, resample=resample, taps=taps)
         if self.num_heads:
             self.norm2 = group_norm(out_channels, style.eps)
             self.qkv = Conv(out_channels, 3 * out_channels, 1)

@@ -109,10 +109,8 @@ class SongConfig(UNetConfig):
     def __post_init__(self) -> None:
         """Refuse a filter that does not halve the resolution."""
         super().__post_init__()
-        if len(self.resample_filter) not in (2, 4, 6, 8):
-            raise InputError(
-                f"expected a resample_filter of even length, got {self.resample_filter}"
-            )
+        if len(taps := self.resample_filter) not in (2, 4, 6, 8):
+            raise InputError(f"expected a resample_filter of even length, got {taps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +139,8 @@ def _encoder(c: UNetConfig, style: BlockStyle) -> tuple[nn.ModuleDict, list[int]
             widths.append(width)
             if residual:
                 taps = style.resample_filter
-                enc[f"{name}_aux_residual"] = Conv(
-                    side, width, 3, resample="down", resample_filter=taps, fused_resample=True
-                )
+                fused = Conv(side, width, 3, resample="down", taps=taps, fused_resample=True)
+                enc[f"{name}_aux_residual"] = fused
                 side = width
         for i in range(c.num_blocks):
             out, attention = factor * c.model_channels, r in c.attn_resolutions
@@ -201,13 +198,7 @@ class UNet(nn.Module, ABC):
         c_noise: Float[Tensor, " levels"],
         labels: OneHot | None,
     ) -> Float[Tensor, "batch channels height width"]:
-        """Return F(x).
-
-        Args:
-            x: Scaled noisy images.
-            c_noise: Noise condition, one for all or one per sample.
-            labels: One-hot classes.
-        """
+        """Return F(x) of scaled noisy images; the noise condition is one for all or one each."""
         emb, side, stack = self.embed(c_noise, labels), x, []
         for name, layer in self.enc.items():
             if name.endswith("_aux_residual"):

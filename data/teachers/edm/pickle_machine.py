@@ -91,11 +91,7 @@ def is_key(value: object) -> bool:
 
 
 def tensor_in(data: Tensor, offset: int, size: tuple, stride: tuple) -> Tensor:
-    """Return a view into a storage, no larger than the storage.
-
-    Raises:
-        Refused: If the view would leave the storage.
-    """
+    """Return a view into a storage; refuse one that would leave the storage or be larger."""
     count = len(data)
     if len(size) == len(stride) <= MAX_DIMENSIONS and all(
         isinstance(n, int) and isinstance(step, int) and n >= 1 and 0 <= step <= count

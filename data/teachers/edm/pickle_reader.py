@@ -212,10 +212,9 @@ def _checkpoint(content: Any) -> Checkpoint:
 def _plain(name: object, value: object) -> Scalar | list[Scalar]:
     if isinstance(name, str) and isinstance(value, Scalar):
         return value
-    if isinstance(name, str) and isinstance(value, list | tuple):
-        items = [item for item in value if isinstance(item, Scalar)]
-        if len(items) == len(value):
-            return items
+    items = value if isinstance(value, list | tuple) else [value]
+    if isinstance(name, str) and all(isinstance(item, Scalar) for item in items):
+        return list(items)
     raise Refused(f"an argument {str(name)[:50]!r} that is no plain value; it is damaged")
 
 
