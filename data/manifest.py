@@ -259,11 +259,10 @@ def count_shards(folder: Source) -> int:
 def _count_unlisted(store: Store) -> int:
     """Return a number n such that shard n - 1 exists and shard n does not."""
 
-    def exists(shard: int) -> bool:
-        return read_record(store, shard) is not None
+    def absent(shard: int) -> bool:
+        return read_record(store, shard) is None
 
     end = 1
-    while exists(end - 1):
+    while not absent(end - 1):
         end *= 2
-    # Shard end // 2 - 1 exists, shard end - 1 does not.
-    return bisect_left(range(end), True, end // 2, end - 1, key=lambda shard: not exists(shard))
+    return bisect_left(range(end), True, end // 2, end - 1, key=absent)

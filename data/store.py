@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import time
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
@@ -35,16 +36,15 @@ ABSENT = re.compile(  # how common tools say that a file is missing; "no such ho
 )
 
 
+@dataclass(frozen=True)
 class Store(ABC):
-    """A place that files are read from by name.
+    """A place that files are read from by name; nothing is opened before.
 
     Attributes:
         source: The user's name for it.
     """
 
-    def __init__(self, source: str) -> None:
-        """Remember the name; nothing is opened yet."""
-        self.source = source
+    source: str
 
     def __str__(self) -> str:
         """Return the user's name for it."""
@@ -81,10 +81,10 @@ class Store(ABC):
 class Folder(Store):
     """A local folder."""
 
-    def __init__(self, path: Path) -> None:
-        """Remember the path."""
-        super().__init__(str(path))
-        self.path = path
+    @property
+    def path(self) -> Path:
+        """Its path."""
+        return Path(self.source)
 
     def read(self, name: str) -> bytes:
         """Read a file."""
@@ -177,6 +177,7 @@ class Pipe(Store):
         return self.source.replace("{}", shlex.quote(name))
 
 
+@dataclass(frozen=True)
 class Cached(Store):
     """A store whose large files are kept in a local folder.
 
@@ -184,10 +185,8 @@ class Cached(Store):
     sha256 is right, and the sha256 is checked again whenever it is read.
     """
 
-    def __init__(self, store: Store, folder: Path) -> None:
-        """Keep the files of `store` in `folder`."""
-        super().__init__(store.source)
-        self.store, self.folder = store, folder
+    store: Store
+    folder: Path
 
     def read(self, name: str) -> bytes:
         """Read from the store: small files may change and are not cached."""
@@ -201,7 +200,7 @@ class Cached(Store):
         """Return the cached file if it is undamaged, else that of the store, and cache it."""
         path = self.folder / name
         try:
-            return Folder(self.folder).read_whole(name, size, digest)
+            return Folder(str(self.folder)).read_whole(name, size, digest)
         except (OSError, ValueError):  # not in the cache, or damaged there
             data = self.store.read_whole(name, size, digest)
         try:
@@ -221,9 +220,7 @@ Source = str | Path | Store
 def open_store(source: Source, cache: Path | None = None) -> Store:
     """Return the store that a path or address names; a store is returned as it is.
 
-    Args:
-        source: See the top of this file.
-        cache: A local folder that keeps shards; every data set has a folder of its own in it.
+    A cache is a local folder that keeps shards; every data set has a folder of its own in it.
 
     Raises:
         InputError: If the source cannot be opened, or, with a cache, does not answer.
@@ -236,12 +233,12 @@ def open_store(source: Source, cache: Path | None = None) -> Store:
     except OSError:
         manifest = b""  # `read_manifest` reports it
     name = sha256(store.source.encode() + b"\0" + manifest).hexdigest()[:16]
-    return Cached(store, cache / name)
+    return Cached(store.source, store, cache / name)
 
 
 def _named(source: str | Path) -> Store:
     if isinstance(source, Path):
-        return Folder(source)
+        return Folder(str(source))
     if source.startswith("pipe:"):
         if "{}" not in source:
             raise InputError(
@@ -255,7 +252,7 @@ def _named(source: str | Path) -> Store:
         store = ObjectStore(source)
         store.find()  # reports an unknown system now
         return store
-    return Folder(Path(source))
+    return Folder(source)
 
 
 def _unreachable(place: str, problem: str) -> InputError:

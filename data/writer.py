@@ -29,12 +29,8 @@ def generate_shard(
 ) -> ShardRecord:
     """Make one shard, or return its record if it exists: a pure call for any scheduler.
 
-    The teacher stays open in this process between calls with the same settings.
-
-    Args:
-        settings: Everything that decides the bytes.
-        shard: Number of the shard, from 0.
-        device: Where the teacher runs.
+    Shards are numbered from 0. The teacher runs on the device and stays open in this process
+    between calls with the same settings.
 
     Raises:
         InputError: If there is no such teacher, or the folder holds pairs of other settings.

@@ -17,14 +17,10 @@ def open_teacher(
     device: torch.device | str,
     execution: Execution = Execution(),  # noqa: B008  frozen
 ) -> Teacher:
-    """Open any teacher.
+    """Open any teacher; its network runs on the device.
 
-    Args:
-        source: A folder in diffusers format, an EDM checkpoint (.pkl, or a folder with edm.json
-            converted from one), or a hub id: "owner/name" or "owner/name@revision".
-        sampler: The sampler's settings.
-        device: Where the network runs.
-        execution: Precision and speed.
+    The source is a folder in diffusers format, an EDM checkpoint (.pkl, or a folder with edm.json
+    converted from one), or a hub id: "owner/name" or "owner/name@revision".
 
     Raises:
         InputError: If there is no teacher, or none that goes with these settings.

@@ -47,12 +47,9 @@ RECORDED = (  # numbers that a checkpoint keeps in its modules: another value is
 
 
 def open_checkpoint(path: Path, sampler: Sampler, device: torch.device | str) -> Teacher:
-    """Open a teacher from NVlabs' `.pkl` or a converted folder.
+    """Open a teacher from NVlabs' `.pkl` or a converted folder; see `open_teacher`.
 
     The noise levels go from 80 to 0.002, or as far as the network's own range allows.
-
-    Raises:
-        InputError: If there is no such teacher, or none that goes with these settings.
     """
     checkpoint, precond, network = load(path)
     low, high = max(SIGMA_MIN, precond.sigma_min), min(SIGMA_MAX, precond.sigma_max)
@@ -169,11 +166,7 @@ def _check_tensors(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> N
 
 
 def load(path: Path) -> tuple[Checkpoint, Precond, Network]:
-    """Return what a `.pkl` or a converted folder holds, its preconditioning and its network.
-
-    Raises:
-        InputError: If it is neither, or incomplete, or of an unknown network.
-    """
+    """Return what a `.pkl` or a converted folder holds, its preconditioning and its network."""
     checkpoint = _read_folder(path) if path.is_dir() else read_pickle(path)
     try:
         return checkpoint, *build(checkpoint)

@@ -39,13 +39,6 @@ class BlockStyle:
     channels_per_head: int | None
     resample_filter: tuple[int, ...]
 
-    def heads(self, channels: int) -> int:
-        """Return the number of attention heads; 0 is no attention even if it is configured."""
-        heads = 1 if self.channels_per_head is None else channels // self.channels_per_head
-        if heads and channels % heads:
-            raise InputError(f"expected a width that {heads} attention heads share, got {channels}")
-        return heads
-
 
 class Conv(nn.Module):
     """Convolution with zero padding that may double (up) or halve (down) the resolution first.
@@ -152,7 +145,12 @@ class Block(nn.Module):
     ) -> None:
         """Make a block."""
         super().__init__()
-        self.num_heads = style.heads(out_channels) if attention else 0
+        # No attention in blocks narrower than one head, even if it is configured.
+        heads = out_channels // (style.channels_per_head or out_channels) if attention else 0
+        if heads and out_channels % heads:
+            width = out_channels
+            raise InputError(f"expected a width that {heads} attention heads share, got {width}")
+        self.num_heads = heads
         self.adaptive_scale, self.skip_scale = style.adaptive_scale, style.skip_scale
         taps = style.resample_filter
         self.norm0 = group_norm(in_channels, style.eps)
