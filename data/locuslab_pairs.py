@@ -6,6 +6,7 @@ labels. `pipeline/convert.py get_pairs` is the command.
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,12 +58,10 @@ def find_files(folder: Path) -> list[PairFile]:
             f"expected the same names in latent/ and image/ of {folder}, got no {where}/"
             f"{single[0]} ({len(single)} names are in one alone); complete the copy"
         )
-    for name in latents:
-        number = name.split(".")[0]
-        if not (number.isascii() and number.isdigit()):
-            raise InputError(
-                f"expected names like 000012499.pkl in {folder}, got {name}; move it elsewhere"
-            )
+    if others := [name for name in latents if not re.match(r"[0-9]+\.", name)]:
+        raise InputError(
+            f"expected names like 000012499.pkl in {folder}, got {others[0]}; move it elsewhere"
+        )
     ordered = sorted(latents, key=lambda name: (int(name.split(".")[0]), name))
     return [PairFile(folder / "latent" / name, folder / "image" / name) for name in ordered]
 

@@ -65,11 +65,8 @@ class Order:
     ) -> list[tuple[int, Int[np.ndarray, " pairs"]]]:
         """Return (shard, positions inside it) of what a stream gives to a global batch.
 
-        Args:
-            stream: Number of the stream.
-            step: Number of the batch.
-            damaged: Shards that cannot be read. The same positions are taken of the stream's next
-                shard in this epoch, or where it has no other, of the epoch's first readable one.
+        In place of a damaged shard, the same positions are taken of the stream's next shard in
+        this epoch, or where it has no other, of the epoch's first readable one.
         """
         size = self.batch_size // self.streams
         position, end = step * size, (step + 1) * size  # of pairs, since the stream's beginning
@@ -119,10 +116,7 @@ def choose_streams(shards: int, batch_size: int, readers: int) -> int:
     the largest up to 8 and up to the number of shards, so that a batch mixes many shards and all
     of different ones; if there is none, it is the smallest.
 
-    Args:
-        shards: Training shards.
-        batch_size: Pairs per global batch.
-        readers: Processes x loader workers (at least 1) per process.
+    Readers are the processes, times the loader workers of each if there are any.
 
     Raises:
         InputError: If the batch cannot be shared among the readers.

@@ -152,14 +152,13 @@ def _check_attributes(recorded: Mapping[str, Number], precond: Precond, network:
 def _check_tensors(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
     """Refuse tensors that our network lacks, and others of another type or shape than ours."""
     for name in sorted(state.keys() | ours.keys()):
-        expected, got = (
-            f"{str(t[name].dtype).removeprefix('torch.')} {list(t[name].shape)}"
-            if name in t
-            else "none"
-            for t in (ours, state)
-        )
+        expected, got = _layout(ours.get(name)), _layout(state.get(name))
         if expected != got:
             raise InputError(f"expected tensor {name}: {expected}, got {got}")
+
+
+def _layout(t: Tensor | None) -> str:
+    return "none" if t is None else f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
 
 
 # ------------------------------------------------------------------ files
@@ -195,10 +194,8 @@ def _read_folder(folder: Path) -> Checkpoint:
             f"{type(error).__name__}; convert the checkpoint again"
         ) from error
     match description:
-        case {"format": version, "class": str(wrapper), "arguments": dict(arguments)} if (
-            version == FORMAT
-        ):
-            return Checkpoint(wrapper, arguments, state)
+        case {"format": n, "class": str(wrapper), "arguments": dict(given)} if n == FORMAT:
+            return Checkpoint(wrapper, given, state)
     raise InputError(
         f"expected a converted EDM checkpoint of format {FORMAT} in {folder}, got another"
     )

@@ -85,11 +85,6 @@ def load(data: mmap.mmap | io.BytesIO, size: int, dialect: Dialect) -> Any:
     raise Refused(f"one cut short after {size} bytes; copy or download it again")
 
 
-def is_key(value: object) -> bool:
-    """Return whether a value may be a key of a dictionary or an element of a set."""
-    return isinstance(value, str | int)
-
-
 def tensor_in(data: Tensor, offset: int, size: tuple, stride: tuple) -> Tensor:
     """Return a view into a storage; refuse one that would leave the storage or be larger."""
     count = len(data)
@@ -137,12 +132,12 @@ class _Machine:
                 self._top(list).extend(items)
             case "ADDITEMS":
                 items = self._since_mark()
-                self._top(set).update(_keys(items))
+                self._top(set).update(keys(items))
             case "SETITEM" | "SETITEMS":
                 items = [self.pop(), self.pop()][::-1] if name == "SETITEM" else self._since_mark()
                 if len(items) % 2:
                     raise Refused("a dictionary with a key that lacks its value; it is damaged")
-                self._top(dict).update(zip(_keys(items[::2]), items[1::2], strict=True))
+                self._top(dict).update(zip(keys(items[::2]), items[1::2], strict=True))
             # marks and the memo
             case "MARK":
                 self.below.append(self.stack)
@@ -207,7 +202,8 @@ class _Machine:
         self.stack.append(symbol)
 
 
-def _keys(values: list[Any]) -> list[Any]:
-    if not all(map(is_key, values)):
+def keys(values: list[Any]) -> list[Any]:
+    """Return values that may be keys of a dictionary or elements of a set; refuse others."""
+    if not all(isinstance(value, str | int) for value in values):
         raise Refused("a key that is neither text nor a whole number; it is damaged")
     return values

@@ -22,7 +22,7 @@ from data.teachers.edm.pickle_machine import (
     Persistent,
     Refused,
     Symbol,
-    is_key,
+    keys,
     load,
     tensor_in,
 )
@@ -120,8 +120,8 @@ def _call(symbol: Symbol, arguments: object) -> Any:
             bytes(data),
         ) if len(data) == 8:
             return struct.unpack("<d", data)[0]
-        case "builtins.set" | "__builtin__.set", (list(items),) if all(map(is_key, items)):
-            return set(items)
+        case "builtins.set" | "__builtin__.set", (list(items),):
+            return set(keys(items))
         case "_codecs.encode", (str(text), "latin1") if all(ord(c) < 256 for c in text):
             return text.encode("latin1")
     raise Refused(f"a call of {symbol} with unknown arguments; it is damaged or made to harm")
@@ -144,14 +144,14 @@ def _persistent(description: dict) -> _Module:
 def _storage(data: bytes) -> _Storage:
     """Parse torch's older format of a storage: five pickles, a count, the raw numbers."""
     stream = io.BytesIO(data)
-    magic, version, system, storage, keys = (load(stream, len(data), _INNER) for _ in range(5))
+    magic, version, system, storage, names = (load(stream, len(data), _INNER) for _ in range(5))
     start = stream.tell() + 8
     match system, storage:
         case (
             {"little_endian": True},
             Persistent(("storage", Symbol(), str(key), str(), int(count), None)),
         ) if (
-            (magic, version, keys) == (0x1950A86A20F9469CFC6C, 1001, [key])
+            (magic, version, names) == (0x1950A86A20F9469CFC6C, 1001, [key])
             and int.from_bytes(data[start - 8 : start], "little") == count
             and len(data) == start + 4 * count
         ):

@@ -119,13 +119,6 @@ def denoise(
     x: Float[Tensor, "batch channels height width"],
     sigma: Float[Tensor, "*levels"],
 ) -> Float[Tensor, "batch channels height width"]:
-    """Return the denoised images D(x, sigma).
-
-    Args:
-        precond: How D is made from F.
-        predict: The raw network F.
-        x: Noisy images.
-        sigma: Noise level, one for all (0-d) or one a sample.
-    """
+    """Return the denoised images D(x, sigma); one noise level for all (0-d) or one per sample."""
     c = precond.scalings(sigma.expand(len(x)).view(-1, 1, 1, 1))
     return c.c_skip * x + c.c_out * predict(x / c.spread, c.c_noise.flatten())
