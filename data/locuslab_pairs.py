@@ -88,8 +88,7 @@ def read_pairs(file: PairFile) -> tuple[Pairs, int | None]:
         )
     if len(latents) == 1:
         return Pairs(noise, images, None), None
-    labels = _labels(latents[1], shape[0], file)
-    return Pairs(noise, images, labels), latents[1].shape[1]
+    return Pairs(noise, images, _labels(latents[1], shape[0], file)), latents[1].shape[1]
 
 
 def _read(path: Path, labelled: bool = False) -> list[Tensor]:

@@ -216,10 +216,9 @@ def read_record(folder: Source, shard: int) -> ShardRecord | None:
     except FileNotFoundError:
         return None
     except (UnicodeError, JSONDecodeError, TypeError) as error:
-        place = store.place(record_name(shard))
         raise DamagedShard(
-            f"expected a shard record in {place}, got {type(error).__name__}; "
-            "delete it and run make_pairs.py again"
+            f"expected a shard record in {store.place(record_name(shard))}, got "
+            f"{type(error).__name__}; delete it and run make_pairs.py again"
         ) from error
 
 

@@ -10,7 +10,6 @@ from itertools import groupby
 
 BLOCK = 512
 SIZE, CHECKSUM = slice(124, 136), slice(148, 156)  # of a header
-SPACES = 8 * ord(" ")  # the checksum is computed as if its own field were spaces
 
 
 def members(data: bytes) -> Iterator[tuple[str, memoryview]]:
@@ -57,7 +56,8 @@ def _parse(header: bytes, at: int) -> tuple[str, int]:
         size, checksum = (int(header[part].rstrip(b"\0 "), 8) for part in (SIZE, CHECKSUM))
     except ValueError as error:
         raise ValueError(f"no tar header at byte {at}") from error
-    if sum(header) - sum(header[CHECKSUM]) + SPACES != checksum:
+    # The checksum is computed as if its own field were spaces.
+    if sum(header) - sum(header[CHECKSUM]) + 8 * ord(" ") != checksum:
         raise ValueError(f"a wrong checksum at byte {at}")
     plain = header[257:263] == b"ustar\0" and header[156:157] == b"0" and header[345] == 0
     if not plain or not name or "/" in name:

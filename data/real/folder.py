@@ -32,8 +32,7 @@ def pictures(root: Path, split: Split) -> Labelled:
         for path in sorted(folder.iterdir())
         if path.suffix.lower() in SUFFIXES
     ]
-    held_out = split == "held_out"
-    chosen = [pair for i, pair in enumerate(files) if (i % 10 == 9) == held_out]
+    chosen = [file for i, file in enumerate(files) if (i % 10 == 9) == (split == "held_out")]
     if len(files) < 10:
         raise InputError(
             f"expected pictures ({', '.join(SUFFIXES)}) in {root}, got {len(files)}; "

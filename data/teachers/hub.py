@@ -30,18 +30,16 @@ def fetch(source: Path | str, networks: tuple[str, ...]) -> Path:
         )
     name, _, revision = str(source).partition("@")
     # "": old repositories of a single network keep it at the root.
-    files = [
+    patterns = ["*.json"]
+    patterns += [
         f"{part}{file}"
         for part in ("", *(f"{network}/" for network in networks))
         for file in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
     ]
     try:
-        folder = snapshot_download(
-            name, revision=revision or None, allow_patterns=[*files, "*.json"]
-        )
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except (OSError, ValueError) as error:  # no such repository or revision; no connection
         raise InputError(
             f"expected a teacher in {source}, got neither such a folder nor, from the hub, such a "
             f"repository ({type(error).__name__}); check the name and the connection"
         ) from error
-    return Path(folder)
