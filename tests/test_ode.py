@@ -6,29 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import diffusers as hf
 import pytest
 import torch
-from diffusers import (
-    CMStochasticIterativeScheduler,
-    DDIMScheduler,
-    DDPMScheduler,
-    DEISMultistepScheduler,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-    EDMDPMSolverMultistepScheduler,
-    EDMEulerScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    HeunDiscreteScheduler,
-    KDPM2DiscreteScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-    UniPCMultistepScheduler,
-)
-from diffusers.pipelines.consistency_models.pipeline_consistency_models import (
-    ConsistencyModelPipeline,
-)
 from torch import Tensor
 
 from data.teachers.edm.precondition import Predict
@@ -46,21 +26,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 BETAS: dict[str, Any] = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
 SERVING = [
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-    DEISMultistepScheduler,
-    UniPCMultistepScheduler,
-    partial(HeunDiscreteScheduler, **BETAS),
-    EulerDiscreteScheduler,
-    PNDMScheduler,
-    LMSDiscreteScheduler,
-    partial(KDPM2DiscreteScheduler, **BETAS),
-    EDMEulerScheduler,
-    EDMDPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    CMStochasticIterativeScheduler,
+    hf.DDIMScheduler,
+    hf.DPMSolverMultistepScheduler,
+    hf.DPMSolverSinglestepScheduler,
+    hf.DEISMultistepScheduler,
+    hf.UniPCMultistepScheduler,
+    partial(hf.HeunDiscreteScheduler, **BETAS),
+    hf.EulerDiscreteScheduler,
+    hf.PNDMScheduler,
+    hf.LMSDiscreteScheduler,
+    partial(hf.KDPM2DiscreteScheduler, **BETAS),
+    hf.EDMEulerScheduler,
+    hf.EDMDPMSolverMultistepScheduler,
+    hf.FlowMatchEulerDiscreteScheduler,
+    hf.FlowMatchHeunDiscreteScheduler,
+    hf.CMStochasticIterativeScheduler,
 ]
 EVERY_SCHEDULER = pytest.mark.parametrize(
     "scheduler", SERVING, indirect=True, ids=lambda s: getattr(s, "func", s).__name__
@@ -73,9 +53,9 @@ def scheduler(request: pytest.FixtureRequest) -> Any:
     return request.param()
 
 
-def few(scheduler: Any, **options: Any) -> Sampler:
-    """Return as few steps as mean something."""
-    return Sampler(steps=1 if type(scheduler).__name__ == ONE else 4, **options)
+def steps(scheduler: Any, many: int) -> Sampler:
+    """Return so many steps; a consistency model has one only."""
+    return Sampler(steps=1 if type(scheduler).__name__ == ONE else many)
 
 
 def saved(scheduler: Any) -> dict[str, Any]:
@@ -118,10 +98,8 @@ def knows_the_image(image: Tensor, scheduler: Any) -> Callable[[Tensor, Tensor],
 @EVERY_SCHEDULER
 def test_the_network_that_knows_the_one_image_makes_it(scheduler: Any) -> None:
     image, noise = torch.rand(1, 3, 4, 4, generator=seeded(0)), unit_noise()
-    steps = 1 if type(scheduler).__name__ == ONE else 60
-    ode = choose_sampler(
-        type(scheduler).__name__, saved(scheduler), Sampler(steps=steps), "the teacher"
-    )
+    sampler = steps(scheduler, 60)
+    ode = choose_sampler(type(scheduler).__name__, saved(scheduler), sampler, "the teacher")
     made = ode(knows_the_image(image, scheduler), noise)
     # Some end at DDPM's lowest level, where a hundredth, sqrt(1e-4), of the noise remains.
     tolerance = 0.0102 * float(noise.abs().max())
@@ -131,7 +109,7 @@ def test_the_network_that_knows_the_one_image_makes_it(scheduler: Any) -> None:
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver++", "heun", "euler"])
 def test_every_method_that_can_be_named_samples_a_ddpm(name: Any) -> None:
     image, noise = torch.rand(1, 3, 4, 4, generator=seeded(0)), unit_noise()
-    scheduler = DDPMScheduler()
+    scheduler = hf.DDPMScheduler()
     sampler = Sampler(steps=20, name=name)
     ode = choose_sampler("DDPMScheduler", saved(scheduler), sampler, "the teacher")
     made = ode(knows_the_image(image, scheduler), noise)
@@ -141,7 +119,7 @@ def test_every_method_that_can_be_named_samples_a_ddpm(name: Any) -> None:
 
 def test_a_learned_variance_does_not_make_latents_images_of_three_channels() -> None:
     """The scheduler would cut them off itself, and at three channels whatever the image has."""
-    config = saved(DPMSolverMultistepScheduler(variance_type="learned_range"))
+    config = saved(hf.DPMSolverMultistepScheduler(variance_type="learned_range"))
     ode = choose_sampler("DPMSolverMultistepScheduler", config, Sampler(steps=3), "the teacher")
     assert ode(lambda x, time: x, torch.ones(1, 4, 2, 2)).shape == (1, 4, 2, 2)
 
@@ -168,7 +146,7 @@ def test_a_new_sampler_is_a_class_and_an_entry_in_the_table(
     family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if family is EDM:
-        save_unet(tmp_path / "teacher", EDMEulerScheduler())
+        save_unet(tmp_path / "teacher", hf.EDMEulerScheduler())
     else:
         save_kind(tmp_path / "teacher", "vp in EDM")
     monkeypatch.setitem(family.by_name, "ddim", Jump)
@@ -188,7 +166,7 @@ def test_a_new_sampler_is_a_class_and_an_entry_in_the_table(
 def test_an_image_depends_on_its_noise_only_and_nothing_is_drawn(
     scheduler: Any, tmp_path: Path
 ) -> None:
-    teacher = open_teacher(save_unet(tmp_path, scheduler), few(scheduler), "cpu")
+    teacher = open_teacher(save_unet(tmp_path, scheduler), steps(scheduler, 4), "cpu")
     state = torch.manual_seed(1).get_state()
     first = sample(teacher)
     assert torch.equal(torch.get_rng_state(), state)
@@ -210,42 +188,41 @@ def test_the_table_of_schedulers_that_serve_is_the_one_tested_here() -> None:
 # ------------------------------------------------------------------ diffusers' own loops
 
 
-PARITY: dict[str, tuple[Any, Any, Sampler]] = {  # what lies in the folder, theirs, our settings
-    "DDIM": (DDIMScheduler(), DDIMScheduler, Sampler(steps=4)),
-    "DDIM of a DDPM": (
-        DDPMScheduler(clip_sample=False), DDIMScheduler, Sampler(steps=4, name="ddim")
-    ),
-    "DPM-Solver++": (DPMSolverMultistepScheduler(), DPMSolverMultistepScheduler, Sampler(steps=4)),
+FOUR: dict[str, Any] = {"steps": 4}
+PARITY: dict[str, tuple[Any, Any, dict[str, Any]]] = {  # what is saved, theirs, our settings
+    "DDIM": (hf.DDIMScheduler(), hf.DDIMScheduler, {}),
+    "DDIM of a DDPM": (hf.DDPMScheduler(clip_sample=False), hf.DDIMScheduler, {"name": "ddim"}),
+    "DPM-Solver++": (hf.DPMSolverMultistepScheduler(), hf.DPMSolverMultistepScheduler, {}),
     "DPM-Solver++ of a DDPM": (
-        DDPMScheduler(beta_end=0.03, variance_type="fixed_large"), DPMSolverMultistepScheduler,
-        Sampler(steps=4, name="dpmsolver++"),
+        hf.DDPMScheduler(beta_end=0.03, variance_type="fixed_large"),
+        hf.DPMSolverMultistepScheduler, {"name": "dpmsolver++"},
     ),
-    "Euler": (EulerDiscreteScheduler(), EulerDiscreteScheduler, Sampler(steps=4)),
+    "Euler": (hf.EulerDiscreteScheduler(), hf.EulerDiscreteScheduler, {}),
     "Euler of an SDE": (
-        DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), EulerDiscreteScheduler,
-        Sampler(steps=4, name="euler"),
+        hf.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
+        hf.EulerDiscreteScheduler, {"name": "euler"},
     ),
-    "EDM Euler": (EDMEulerScheduler(), EDMEulerScheduler, Sampler(steps=4, name="euler")),
+    "EDM Euler": (hf.EDMEulerScheduler(), hf.EDMEulerScheduler, {"name": "euler"}),
     "EDM DPM-Solver++": (
-        EDMEulerScheduler(sigma_data=0.6), EDMDPMSolverMultistepScheduler,
-        Sampler(steps=4, name="dpmsolver++"),
+        hf.EDMEulerScheduler(sigma_data=0.6),
+        hf.EDMDPMSolverMultistepScheduler, {"name": "dpmsolver++"},
     ),
     "consistency": (
-        CMStochasticIterativeScheduler(), CMStochasticIterativeScheduler, Sampler(steps=1)
+        hf.CMStochasticIterativeScheduler(), hf.CMStochasticIterativeScheduler, {"steps": 1}
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("num_classes", [None, 5])
-@pytest.mark.parametrize(("there", "theirs", "sampler"), PARITY.values(), ids=PARITY)
+@pytest.mark.parametrize(("there", "theirs", "settings"), PARITY.values(), ids=PARITY)
 def test_images_are_those_of_diffusers_own_loop(
-    num_classes: int | None, there: Any, theirs: Any, sampler: Sampler, tmp_path: Path
+    num_classes: int | None, there: Any, theirs: Any, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     """`ConsistencyModelPipeline` runs any scheduler whose step takes a generator."""
-    unet = tiny_unet(num_classes).eval()
+    unet, sampler = tiny_unet(num_classes).eval(), Sampler(**FOUR | settings)
     teacher = open_teacher(save_unet(tmp_path, there, unet), sampler, "cpu")
     noise, labels = draw(0, range(3), teacher.image_shape, num_classes)
-    pipeline: Any = ConsistencyModelPipeline(
+    pipeline: Any = hf.ConsistencyModelPipeline(
         unet, theirs.from_pretrained(tmp_path, subfolder="scheduler")
     )
     pipeline.set_progress_bar_config(disable=True)
