@@ -12,10 +12,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data.manifest import DamagedShard, read_record, record_path, tar_path
+from data.manifest import DamagedShard, read_manifest, read_record, record_path, tar_path
 from data.order import Order
 from data.pairs import Pairs
 from data.reader import batches, read_shard
+from data.verify import find_damage
 from get.errors import InputError
 
 from .shards import IN_PROCESSES, PAIRS, SHARDS, WORLDS, order, read, same, write_pairs
@@ -36,7 +37,7 @@ CUTS: dict[str, Place] = {
 
 
 def refused(tmp_path: Path, torn: bytes, fitting: bool = False) -> None:
-    """Check that a shard of these bytes is named, even if the record is made to fit them."""
+    """Check that reading and verifying name a shard of these bytes, even if its record fits."""
     tar_path(tmp_path, 1).write_bytes(torn)
     if fitting:
         record = read_record(tmp_path, 1)
@@ -45,6 +46,9 @@ def refused(tmp_path: Path, torn: bytes, fitting: bool = False) -> None:
         record_path(tmp_path, 1).write_text(json.dumps(asdict(record)))
     with pytest.raises(DamagedShard, match=r"expected 6 pairs .*pairs-000001\.tar, got"):
         read_shard(tmp_path, 1)
+    whole, other = (find_damage(tmp_path, n, read_manifest(tmp_path)) for n in (0, 1))
+    assert whole is None
+    assert other is not None
 
 
 @pytest.mark.parametrize("fitting", [False, True], ids=["", "fitting record"])

@@ -17,22 +17,15 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize(("split", "size"), [("training", 1400), ("held_out", 397)])
-def test_a_part_is_float32_images_and_int64_labels(split: Split, size: int) -> None:
+def test_a_part_is_the_golden_one_and_has_the_range_and_spread_of_teachers(split: Split, size: int):
     images, labels = digits(split)
     assert (images.shape, images.dtype) == ((size, 1, 8, 8), torch.float32)
     assert (labels.shape, labels.dtype) == ((size,), torch.int64)
-
-
-@pytest.mark.parametrize("split", ["training", "held_out"])
-def test_a_part_spans_the_range_and_all_ten_classes(split: Split) -> None:
-    images, labels = digits(split)
     assert (images.min(), images.max()) == (-1, 1)
+    assert float(images.std()) == pytest.approx(0.75, abs=0.005)  # of the shipped teacher
     assert labels.unique().tolist() == list(range(10))
-
-
-@pytest.mark.parametrize("split", ["training", "held_out"])
-def test_the_standard_deviation_is_that_of_the_shipped_teacher(split: Split) -> None:
-    assert float(digits(split).images.std()) == pytest.approx(0.75, abs=0.005)
+    digest = hashlib.sha256(labels.numpy().tobytes() + images.numpy().tobytes()).hexdigest()
+    assert digest == GOLDEN[split]
 
 
 def test_the_parts_together_are_all_of_sklearns_images_once() -> None:
@@ -42,10 +35,3 @@ def test_the_parts_together_are_all_of_sklearns_images_once() -> None:
     )
     theirs = np.c_[load_digits(return_X_y=True)]
     assert sorted(map(tuple, ours.tolist())) == sorted(map(tuple, theirs.tolist()))
-
-
-@pytest.mark.parametrize("split", ["training", "held_out"])
-def test_the_split_is_the_golden_one(split: Split) -> None:
-    images, labels = digits(split)
-    found = hashlib.sha256(labels.numpy().tobytes() + images.numpy().tobytes()).hexdigest()
-    assert found == GOLDEN[split]

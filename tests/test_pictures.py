@@ -1,5 +1,6 @@
 """Real images from a folder of pictures."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,9 @@ def greys_of(images: torch.Tensor) -> list[int]:
     return ((images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
 
 
-def test_digits_is_the_embedded_data_set() -> None:
-    assert torch.equal(real_images("digits", "held_out").images, digits("held_out").images)
-
-
-def test_photos_is_the_other_embedded_data_set() -> None:
-    assert torch.equal(real_images("photos", "held_out").images, photos("held_out").images)
+@pytest.mark.parametrize(("name", "embedded"), [("digits", digits), ("photos", photos)])
+def test_embedded_data_sets_have_names(name: str, embedded: Callable) -> None:
+    assert torch.equal(real_images(name, "held_out").images, embedded("held_out").images)
 
 
 def test_sub_folders_sorted_by_name_are_the_classes(tmp_path: Path) -> None:
@@ -41,17 +39,15 @@ def test_sub_folders_sorted_by_name_are_the_classes(tmp_path: Path) -> None:
     assert labels.dtype == torch.int64
 
 
-def test_a_folder_without_sub_folders_has_one_class(tmp_path: Path) -> None:
-    paint(tmp_path, range(10))
-    (tmp_path / "notes.txt").write_text("not a picture")
-    assert real_images(str(tmp_path), "training").labels.tolist() == [0] * 9
-
-
-def test_every_tenth_picture_is_held_out(tmp_path: Path) -> None:
+def test_a_folder_without_sub_folders_has_one_class_and_every_tenth_picture_is_held_out(
+    tmp_path: Path,
+) -> None:
     paint(tmp_path, range(35))
+    (tmp_path / "notes.txt").write_text("not a picture")
     assert greys_of(real_images(str(tmp_path), "held_out").images) == [9, 19, 29]
-    kept = [i for i in range(35) if i not in (9, 19, 29)]
-    assert greys_of(real_images(str(tmp_path), "training").images) == kept
+    images, labels = real_images(str(tmp_path), "training")
+    assert greys_of(images) == [i for i in range(35) if i not in (9, 19, 29)]
+    assert labels.tolist() == [0] * 32
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)])
@@ -88,26 +84,15 @@ def test_fewer_than_ten_pictures_are_refused_for_either_part(
     refuse(tmp_path, split, f"got {count}; at least 10")
 
 
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    refuse(tmp_path / "nowhere", "training", "no such folder")
-
-
-@pytest.mark.parametrize(
-    ("size", "mode"),
-    [((16, 16), "L"), ((8, 8), "RGB")],
-    ids=["another size", "another mode"],
-)
+@pytest.mark.parametrize(("size", "mode"), [((16, 16), "L"), ((8, 8), "RGB")])
 def test_mixed_pictures_are_refused(tmp_path: Path, size: tuple[int, int], mode: str) -> None:
     paint(tmp_path, range(10))
     paint(tmp_path, range(10, 20), size, mode)
     refuse(tmp_path, "training", "one size and mode")
 
 
-def test_pictures_that_are_not_square_are_refused(tmp_path: Path) -> None:
+def test_other_shapes_files_that_are_no_pictures_and_no_folder_are_refused(tmp_path: Path) -> None:
+    refuse(tmp_path / "nowhere", "training", "no such folder")
     refuse(paint(tmp_path, range(10), (8, 4)), "training", "square")
-
-
-def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
-    paint(tmp_path, range(10))
     (tmp_path / "003.png").write_bytes(b"not a png")
     refuse(tmp_path, "training", "003.png")

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -13,13 +12,13 @@ from data.reader import batches, read_shard
 from data.store import open_store
 from get.errors import InputError
 
-from .shards import order, serving
+from .shards import Quiet, order, serving
 
 
-class Moody(BaseHTTPRequestHandler):
+class Moody(Quiet):
     """Answers from a list, one entry a request: a status, or bytes (cut ones too)."""
 
-    answers: list[int | bytes | tuple[int, bytes]]
+    answers: list
     asked: list[str]
 
     def do_GET(self) -> None:
@@ -33,9 +32,6 @@ class Moody(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length))
         self.end_headers()
         self.wfile.write(content)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -66,17 +62,13 @@ def test_what_does_not_pass_is_reported_in_one_line(moody: Callable) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("status", "kind"), [(404, FileNotFoundError), (410, FileNotFoundError)])
-def test_absence_is_not_asked_again(moody: Callable, status: int, kind: type) -> None:
+NEVER = [(404, FileNotFoundError), (410, FileNotFoundError), (403, InputError)]
+
+
+@pytest.mark.parametrize(("status", "kind"), NEVER)
+def test_absence_and_refusal_are_not_asked_again(moody: Callable, status: int, kind: type) -> None:
     address, asked = moody(status)
-    with pytest.raises(kind):
-        open_store(address).read("x")
-    assert len(asked) == 1
-
-
-def test_a_refusal_is_no_absence_and_not_asked_again(moody: Callable) -> None:
-    address, asked = moody(403)
-    with pytest.raises(InputError, match="HTTP 403"):
+    with pytest.raises(kind, match=f"HTTP {status}"):
         open_store(address).read("x")
     assert len(asked) == 1
 
