@@ -23,28 +23,19 @@ def noise(count: int = 3) -> Tensor:
     return torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_denoiser_is_called_at_the_golden_noise_levels_of_edm() -> None:
+def test_n_steps_cost_2n_minus_1_calls_at_the_golden_noise_levels_of_edm() -> None:
     golden = load_file(Path(__file__).parent / "golden" / "edm_sigmas.safetensors")["heun18_sigmas"]
-    called = []
+    called: list[Tensor] = []
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         called.append(sigma)
         return gaussian(x, sigma)
 
-    heun(denoise, noise(), karras_sigmas(18, LOW, HIGH, 7.0))
+    for steps in (2, 5, 18):
+        called.clear()
+        heun(denoise, noise(), karras_sigmas(steps, LOW, HIGH, 7.0))
+        assert len(called) == 2 * steps - 1
     torch.testing.assert_close(torch.stack(called), golden, rtol=1e-14, atol=0)
-
-
-@pytest.mark.parametrize("steps", [2, 5, 18])
-def test_n_steps_cost_2n_minus_1_calls(steps: int) -> None:
-    called = []
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        called.append(sigma)
-        return gaussian(x, sigma)
-
-    heun(denoise, noise(), karras_sigmas(steps, LOW, HIGH, 7.0))
-    assert len(called) == 2 * steps - 1
 
 
 @pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
