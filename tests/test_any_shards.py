@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from get.errors import InputError
 from pipeline.recipes import RECIPES
 from pipeline.training.build import build_order
 
@@ -93,18 +92,3 @@ def test_an_explicit_number_comes_first_then_the_recorded_one(
         (tmp_path / "run.json").write_text(json.dumps({"config": written}))
     config = replace(SMOKE, output_dir=tmp_path, **settings)
     assert build_order(config, "here", 5, PAIRS, processes=1).streams == streams
-
-
-@pytest.mark.parametrize(
-    ("settings", "shown"),
-    [
-        ({"streams": 3}, "3 streams divide, got 16, which 1, 2, 4, 8, 16 streams divide"),
-        ({"streams": 4, "dataloader_num_workers": 3}, "to divide 4 streams, got 1 x 3; .* 1, 2, 4"),
-        ({"dataloader_num_workers": 3}, "to divide the global batch size 16, got 3; .* 1, 2, 4,"),
-    ],
-)
-def test_numbers_that_do_not_fit_are_refused_with_those_that_do(
-    settings: dict[str, Any], shown: str, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=shown):
-        build_order(replace(SMOKE, output_dir=tmp_path, **settings), "here", 5, PAIRS, processes=1)

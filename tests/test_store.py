@@ -67,13 +67,6 @@ def test_an_absent_file_is_not_a_silent_store(source: Source) -> None:
     assert type(ForkingPickler.loads(ForkingPickler.dumps(store))) is type(store)
 
 
-@pytest.mark.parametrize("text", ["[1]", "\xff", ""])
-def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "manifest.json").write_text(text, encoding="latin1")
-    with pytest.raises(InputError, match=f"expected pairs in {tmp_path}, got no readable"):
-        read_manifest(str(tmp_path))
-
-
 @pytest.mark.parametrize("present", range(18))
 def test_shards_that_cannot_be_listed_are_counted_in_few_questions(present: int) -> None:
     asked = []
