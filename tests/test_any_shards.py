@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,9 +27,7 @@ def recorded(run: Path) -> int:
     return json.loads((run / "run.json").read_text())["config"]["streams"]
 
 
-def test_five_shards_train_and_resume_with_the_same_bits(
-    train: Script, pairs: Path, tmp_path: Path
-) -> None:
+def test_five_shards_train_and_resume_with_the_same_bits(train, pairs, tmp_path):
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     completed(train(undisturbed, "--pairs", pairs, *CHOSEN))
     train(run, "--pairs", pairs, *CHOSEN, at=At("get.step", "7"))
@@ -40,9 +37,7 @@ def test_five_shards_train_and_resume_with_the_same_bits(
     assert_same(run, undisturbed)
 
 
-def test_a_run_keeps_its_streams_on_another_number_of_processes(
-    train: Script, pairs: Path, tmp_path: Path
-) -> None:
+def test_a_run_keeps_its_streams_on_another_number_of_processes(train, pairs, tmp_path):
     alone, run = tmp_path / "alone", tmp_path / "run"
     command = run, "--pairs", pairs, "--global_batch_size", 20, *CHOSEN
     completed(train(alone, *command[1:]))
@@ -85,9 +80,7 @@ def test_more_processes_and_workers_than_shards_train(train: Script, tmp_path: P
         ({"dataloader_num_workers": 8}, None, 8),
     ],
 )
-def test_an_explicit_number_comes_first_then_the_recorded_one(
-    settings: dict[str, Any], written: dict[str, int] | None, streams: int, tmp_path: Path
-) -> None:
+def test_an_explicit_number_comes_first_then_the_recorded_one(settings, written, streams, tmp_path):
     if written is not None:
         (tmp_path / "run.json").write_text(json.dumps({"config": written}))
     config = replace(SMOKE, output_dir=tmp_path, **settings)

@@ -50,9 +50,7 @@ def test_a_cached_shard_is_fetched_once(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"x", None])
-def test_a_kept_file_that_was_damaged_is_fetched_again(
-    folder: Path, tmp_path: Path, damage: bytes | None
-) -> None:
+def test_a_kept_file_that_was_damaged_is_fetched_again(folder, tmp_path, damage):
     store = open_store(folder, tmp_path)
     before = read_shard(store, 0)
     (path,) = (p for p in tmp_path.rglob("*.tar"))
@@ -137,9 +135,7 @@ def fetch_and_die(folder: Path, cache: Path, half: bool) -> None:
 
 
 @pytest.mark.parametrize(("half", "death"), [(True, signal.SIGXFSZ), (False, signal.SIGKILL)])
-def test_a_killed_download_leaves_nothing_that_is_taken_for_whole(
-    folder: Path, tmp_path: Path, half: bool, death: signal.Signals
-) -> None:
+def test_a_killed_download_leaves_nothing_that_is_taken_for_whole(folder, tmp_path, half, death):
     fork = multiprocessing.get_context("fork")
     reader = fork.Process(target=fetch_and_die, args=(folder, tmp_path, half))
     reader.start()

@@ -11,7 +11,7 @@ import torch
 import webdataset
 
 from data.codec import decode, encode
-from data.manifest import ImageFormat, read_record, tar_path
+from data.manifest import read_record, tar_path
 from data.pairs import Pairs
 from data.writer import write_shards
 from get.noise import draw
@@ -27,14 +27,7 @@ from .shards import manifest_of
     ("form", "dtype", "tolerance"),
     [("png", np.uint8, 0.5 / 127.5), ("npy", np.float16, 2**-11), ("npy32", np.float32, 0)],
 )
-def test_pairs_survive_encoding(
-    form: ImageFormat,
-    dtype: type,
-    tolerance: float,
-    channels: int,
-    labels: list[int] | None,
-    pack: int,
-) -> None:
+def test_pairs_survive_encoding(form, dtype, tolerance, channels, labels, pack):
     noise, images = torch.randn(4, channels, 4, 5), torch.rand(4, channels, 4, 5) * 2 - 1
     classes = None if labels is None else torch.tensor(labels)
     samples = list(encode(7, Pairs(noise, images, classes), form, pack))
@@ -69,9 +62,7 @@ def test_an_object_array_is_refused_and_not_unpickled(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves it open
 @pytest.mark.parametrize(("form", "image"), [("png", "image.png"), ("npy", "image.npy")])
 @pytest.mark.parametrize("num_classes", [None, 10])
-def test_any_webdataset_reader_and_tar_can_read_a_shard(
-    tmp_path: Path, form: ImageFormat, image: str, num_classes: int | None
-) -> None:
+def test_any_webdataset_reader_and_tar_can_read_a_shard(tmp_path, form, image, num_classes):
     teacher = Softsign(num_classes=num_classes)
     (record,) = write_shards(tmp_path, [2], teacher, manifest_of(teacher, form))
     path = tar_path(tmp_path, 2)
@@ -110,9 +101,7 @@ def test_a_pair_is_the_teachers_image_of_the_noise_and_label_of_its_index(tmp_pa
         ({"cls.npy": torch.zeros(3).long()}, "3 pairs"),
     ],
 )
-def test_members_that_do_not_fit_together_are_refused(
-    changes: dict[str, torch.Tensor], shown: str
-) -> None:
+def test_members_that_do_not_fit_together_are_refused(changes, shown):
     images = torch.zeros(2, 1, 2, 2)
     (sample,) = encode(0, Pairs(images, images, torch.zeros(2).long()), "npy32", pack=2)
     assert len(decode([sample], 2)) == 2

@@ -1,6 +1,5 @@
 """`python -m pipeline.convert edm`: from an NVlabs pickle to a folder, or one line of refusal."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,12 @@ from data.teachers.settings import Sampler
 from .edm_files import SYSTEM, tiny, write, write_kind
 from .edm_files import _nothing_was_executed as _nothing_was_executed
 from .edm_files import pkl as pkl
-from .processes import Result, Script, completed
+from .processes import Script, completed
 
 FEW = Sampler(steps=3)
 
 
-def test_convert_writes_a_whole_folder_and_refuses_to_replace_one(
-    pkl: Path, here: Callable[..., Result]
-) -> None:
+def test_convert_writes_a_whole_folder_and_refuses_to_replace_one(pkl, here):
     write_kind(pkl, "ve in VE")
     out = pkl.parent / "new" / "out"
     assert "tensors of a VEPrecond" in completed(here("convert", "edm", pkl, out)).out
@@ -33,9 +30,7 @@ def test_convert_writes_a_whole_folder_and_refuses_to_replace_one(
 @pytest.mark.parametrize(
     "content", [lambda: SYSTEM, lambda: {"ema": 1}, tiny], ids=["a trap", "no network", "too small"]
 )
-def test_convert_says_in_one_line_what_is_wrong_and_leaves_nothing(
-    pkl: Path, here: Callable[..., Result], content: Callable[[], object]
-) -> None:
+def test_convert_says_in_one_line_what_is_wrong_and_leaves_nothing(pkl, here, content):
     write(pkl, content)
     refused = here("convert", "edm", pkl, pkl.parent / "out")
     assert (refused.code, refused.err.count("\n")) == (2, 1)

@@ -79,9 +79,7 @@ def test_a_shard_with_a_bad_header_anywhere_is_named(tmp_path: Path, fitting: bo
 
 
 @pytest.mark.parametrize("missing", ["cls", "image.npy", "latent.npy"])
-def test_a_shard_that_lacks_a_member_is_named_even_if_its_record_fits(
-    tmp_path: Path, missing: str
-) -> None:
+def test_a_shard_that_lacks_a_member_is_named_even_if_its_record_fits(tmp_path, missing):
     whole, path = write_pairs(tmp_path, 2), tmp_path / "less.tar"
     with tarfile.open(tar_path(whole, 1)) as old, tarfile.open(path, "w") as new:
         for member in old.getmembers():
@@ -96,9 +94,7 @@ def test_a_shard_of_another_size_is_named_even_if_all_its_pairs_are_there(tmp_pa
 
 @pytest.mark.parametrize("missing", [tar_path, record_path])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_missing_tar_or_record_is_reported_in_one_line(
-    tmp_path: Path, missing: Callable[[Path, int], Path], workers: int
-) -> None:
+def test_a_missing_tar_or_record_is_reported_in_one_line(tmp_path, missing, workers):
     missing(write_pairs(tmp_path, 2), 1).unlink()
     shown = refusal(order(tmp_path, streams=1, batch_size=2 * PAIRS, shards=2), workers)
     assert "pairs-000001.tar, got FileNotFoundError" in shown

@@ -46,9 +46,7 @@ def test_images_are_those_of_ddim_pipeline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-def test_latents_are_those_of_dit_pipeline_with_guidance(
-    guidance_scale: float, tmp_path: Path
-) -> None:
+def test_latents_are_those_of_dit_pipeline_with_guidance(guidance_scale, tmp_path):
     teacher = open_teacher(
         save_dit(tmp_path), Sampler(steps=3, guidance_scale=guidance_scale), "cpu"
     )
@@ -148,9 +146,7 @@ def test_the_manifest_of_latents_names_their_vae(tmp_path: Path) -> None:
         manifest_of(teacher, "png")
 
 
-def test_a_manifest_from_before_vae_and_execution_is_still_that_of_its_pairs(
-    tmp_path: Path,
-) -> None:
+def test_a_manifest_from_before_vae_and_execution_is_still_that_of_its_pairs(tmp_path):
     teacher = open_teacher(SHIPPED / "digits-teacher", Sampler(), "cpu")
     manifest = manifest_of(teacher, "png")
     old = {k: v for k, v in asdict(manifest).items() if k not in ("vae", "execution")}
@@ -189,9 +185,7 @@ WRONG_PARTS: dict[str, tuple[str, dict[str, object], str]] = {
 
 
 @pytest.mark.parametrize(("file", "fields", "message"), WRONG_PARTS.values(), ids=WRONG_PARTS)
-def test_a_folder_with_other_parts_is_refused(
-    file: str, fields: dict[str, object], message: str, tmp_path: Path
-) -> None:
+def test_a_folder_with_other_parts_is_refused(file, fields, message, tmp_path):
     edit(save_unet(tmp_path, DDIMScheduler()) / file, **fields)
     with pytest.raises(InputError, match=f"^expected .*{tmp_path}.*{message}"):
         open_teacher(tmp_path, Sampler(steps=2), "cpu")
@@ -228,9 +222,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_folder_that_is_no_such_teacher_is_refused_in_one_line(
-    folder: Path, damage: Callable[[Path], object]
-) -> None:
+def test_a_folder_that_is_no_such_teacher_is_refused_in_one_line(folder, damage):
     damage(folder)
     with pytest.raises(InputError, match=f"expected .* in {folder}.*, got:? ") as raised:
         open_teacher(folder, FEW, "cpu")

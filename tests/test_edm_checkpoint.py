@@ -157,9 +157,7 @@ def test_the_fingerprint_tells_weights_settings_and_steps_apart(tmp_path: Path) 
         (Sampler(guidance_scale=2.0), "guidance_scale 1 .* for the", "2.0"),
     ],
 )
-def test_another_sampler_than_edms_is_refused(
-    tmp_path: Path, sampler: Sampler, expected: str, got: str
-) -> None:
+def test_another_sampler_than_edms_is_refused(tmp_path, sampler, expected, got):
     folder = save_kind(tmp_path / "a")
     with pytest.raises(InputError, match=f"^expected {expected} EDMPrecond in {folder}, got {got}"):
         open_checkpoint(folder, sampler, "cpu")

@@ -45,9 +45,7 @@ TRAPS = {
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_a_command_is_refused_wherever_it_hides(
-    pkl: Path, place: Callable[[Any], object], protocol: int
-) -> None:
+def test_a_command_is_refused_wherever_it_hides(pkl, place, protocol):
     write(pkl, lambda: place(SYSTEM), protocol)
     assert "asks for posix.system" in refusal(pkl)
 
@@ -104,9 +102,7 @@ STREAMS = {  # instructions by hand
 
 
 @pytest.mark.parametrize(("stream", "what"), STREAMS.values(), ids=STREAMS)
-def test_instructions_that_no_checkpoint_has_are_refused(
-    pkl: Path, stream: bytes, what: str
-) -> None:
+def test_instructions_that_no_checkpoint_has_are_refused(pkl, stream, what):
     pkl.write_bytes(b"\x80\x04" + stream + b".")
     assert what in refusal(pkl).replace("\\\\", "\\")
 
@@ -181,9 +177,7 @@ STORAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("change", STORAGES.values(), ids=STORAGES)
-def test_a_storage_that_is_not_whole_or_asks_for_anything_is_refused(
-    pkl: Path, change: Callable[[bytes], bytes]
-) -> None:
+def test_a_storage_that_is_not_whole_or_asks_for_anything_is_refused(pkl, change):
     original = write(pkl, storage(lambda data: data)).read_bytes()
     assert read_pickle(pkl).state["x"].tolist() == [0, 1, 2, 3]
     write(pkl, storage(change))

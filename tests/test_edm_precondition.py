@@ -57,9 +57,7 @@ def test_a_denoiser_is_c_skip_x_plus_c_out_of_the_network(precond: Precond) -> N
 
 @pytest.mark.parametrize("sigma", [0.002, 0.1, 0.75, 80.0])
 @pytest.mark.parametrize("sigma_data", [0.5, 0.75])
-def test_preconditioning_is_that_of_diffusers_own_scheduler(
-    sigma: float, sigma_data: float
-) -> None:
+def test_preconditioning_is_that_of_diffusers_own_scheduler(sigma, sigma_data):
     unet, level = tiny_unet(None).double().eval(), torch.tensor(sigma, dtype=torch.float64)
     theirs = EDMEulerScheduler(sigma_data=sigma_data)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64) * sigma

@@ -60,8 +60,7 @@ def test_gaussian_data_are_sampled_by_scaling_the_noise() -> None:
     torch.testing.assert_close(x, exact, rtol=1e-4, atol=0)
 
 
-def test_the_order_of_convergence_is_two() -> None:
-    # The last step, from sigma_min to 0, is Euler's for any number of steps; this is its result.
+def test_the_order_of_convergence_is_two():
     scale = HIGH * math.hypot(S, LOW) / math.hypot(S, HIGH) * S**2 / (S**2 + LOW**2)
     steps = [64, 128, 256, 512]
     exact = noise().double() * scale

@@ -37,9 +37,7 @@ def test_a_repository_that_cannot_be_reached_is_refused_in_one_line(as_path: boo
 
 
 @pytest.mark.parametrize("revision", ["main", "refs/pr/1"])
-def test_a_downloaded_repository_is_the_same_teacher_as_its_folder(
-    revision: str, cache: Path, tmp_path: Path
-) -> None:
+def test_a_downloaded_repository_is_the_same_teacher_as_its_folder(revision, cache, tmp_path):
     folder, commit = save_dit(tmp_path / "dit"), "0123456789abcdef0123456789abcdef01234567"
     repository = cache / "models--owner--name"
     shutil.copytree(folder, repository / "snapshots" / commit)

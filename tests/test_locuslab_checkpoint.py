@@ -18,9 +18,7 @@ from .locuslab_files import golden, locuslab_state, official, refused, saved, un
 
 
 @pytest.mark.parametrize("name", ["get_uncond", "get_cond"])
-def test_a_converted_pipeline_makes_the_images_of_the_published_code(
-    tmp_path: Path, convert, name: str
-):
+def test_a_converted_pipeline_makes_the_images_of_the_published_code(tmp_path, convert, name):
     record = golden(name)
     official(tmp_path / "x.pth", record)
     result = convert("get_checkpoint", tmp_path / "x.pth", tmp_path / "out", "--heads", 2)
@@ -88,18 +86,14 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("args", "what"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
-def test_arguments_that_contradict_the_tensors_are_refused(
-    tmp_path: Path, convert, args: dict[str, Any], what: str
-):
+def test_arguments_that_contradict_the_tensors_are_refused(tmp_path, convert, args, what):
     official(tmp_path / "x.pth", golden("get_uncond"), **args)
     given = tmp_path / "x.pth", tmp_path / "out", "--heads", 2
     refused(convert("get_checkpoint", *given), what)
     untouched(tmp_path)
 
 
-def test_a_name_nobody_published_asks_for_heads_and_iterations_may_be_a_factor(
-    tmp_path: Path, convert
-):
+def test_a_name_nobody_published_asks_for_heads_and_iterations_may_be_a_factor(tmp_path, convert):
     official(
         tmp_path / "x.pth", golden("get_uncond"), eval_f_max_iter=0, f_max_iter=4, eval_factor=2.5
     )

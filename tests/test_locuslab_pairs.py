@@ -23,9 +23,7 @@ COUNTS = {"000000010.pkl": 5, "000000002.pkl": 3, "000000100.pkl": 9}  # not in 
 @pytest.mark.parametrize("pack", [1, 3])
 @pytest.mark.parametrize("form", ["npy", "npy32", "png"])
 @pytest.mark.parametrize("classes", [None, 10], ids=["unconditional", "conditional"])
-def test_old_pairs_become_a_whole_data_set(
-    tmp_path: Path, convert, classes: int | None, form: str, pack: int
-):
+def test_old_pairs_become_a_whole_data_set(tmp_path, convert, classes, form, pack):
     noise, images, labels = old_pairs(tmp_path / "old", COUNTS, classes)
     out = tmp_path / "new" / "pairs"
     given = "--pairs_per_shard", 4, "--image_format", form, "--pack", pack
@@ -98,18 +96,14 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize(("change", "what"), DAMAGED.values(), ids=DAMAGED)
-def test_pairs_that_are_not_whole_are_refused_and_nothing_is_left(
-    tmp_path: Path, convert, change: Callable[[Path], object], what: str
-):
+def test_pairs_that_are_not_whole_are_refused_and_nothing_is_left(tmp_path, convert, change, what):
     old_pairs(tmp_path / "old", {"1.pkl": 4, "2.pkl": 4})
     change(tmp_path / "old")
     refused(convert("get_pairs", tmp_path / "old", tmp_path / "out", "--pairs_per_shard", 2), what)
     untouched(tmp_path)
 
 
-def test_too_few_pairs_no_pairs_an_existing_folder_and_bad_flags_are_refused(
-    tmp_path: Path, convert
-):
+def test_too_few_pairs_no_pairs_an_existing_folder_and_bad_flags_are_refused(tmp_path, convert):
     old, out = tmp_path / "old", tmp_path / "out"
     refused(convert("get_pairs", old, out), "latent/*.pkl and image/*.pkl")
     old_pairs(old, {"1.pkl": 4})

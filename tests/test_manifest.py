@@ -56,9 +56,7 @@ def test_of_many_writers_one_creates_the_manifest_and_the_others_compare(tmp_pat
         ),
     ],
 )
-def test_other_settings_are_refused_showing_the_difference(
-    tmp_path: Path, other: Manifest, shown: str
-) -> None:
+def test_other_settings_are_refused_showing_the_difference(tmp_path, other, shown):
     before = contents(write_pairs(tmp_path, 1))
     with pytest.raises(InputError) as raised:
         open_data_set(tmp_path, other)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import diffusers as hf
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.teachers.edm.precondition import Predict
-from data.teachers.ode import EDM, EDM_CHECKPOINT, FAMILIES, Family, choose_sampler
+from data.teachers.ode import EDM, EDM_CHECKPOINT, FAMILIES, choose_sampler
 from data.teachers.open import open_teacher
 from data.teachers.settings import Sampler
 from get.noise import draw
@@ -142,9 +141,7 @@ class Jump:
 
 
 @pytest.mark.parametrize("family", [EDM, EDM_CHECKPOINT], ids=["diffusers", "checkpoint"])
-def test_a_new_sampler_is_a_class_and_an_entry_in_the_table(
-    family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_new_sampler_is_a_class_and_an_entry_in_the_table(family, monkeypatch, tmp_path):
     if family is EDM:
         save_unet(tmp_path / "teacher", hf.EDMEulerScheduler())
     else:
@@ -163,9 +160,7 @@ def test_a_new_sampler_is_a_class_and_an_entry_in_the_table(
 
 
 @EVERY_SCHEDULER
-def test_an_image_depends_on_its_noise_only_and_nothing_is_drawn(
-    scheduler: Any, tmp_path: Path
-) -> None:
+def test_an_image_depends_on_its_noise_only_and_nothing_is_drawn(scheduler, tmp_path):
     teacher = open_teacher(save_unet(tmp_path, scheduler), steps(scheduler, 4), "cpu")
     state = torch.manual_seed(1).get_state()
     first = sample(teacher)
@@ -215,9 +210,7 @@ PARITY: dict[str, tuple[Any, Any, dict[str, Any]]] = {  # what is saved, theirs,
 
 @pytest.mark.parametrize("num_classes", [None, 5])
 @pytest.mark.parametrize(("there", "theirs", "settings"), PARITY.values(), ids=PARITY)
-def test_images_are_those_of_diffusers_own_loop(
-    num_classes: int | None, there: Any, theirs: Any, settings: dict[str, Any], tmp_path: Path
-) -> None:
+def test_images_are_those_of_diffusers_own_loop(num_classes, there, theirs, settings, tmp_path):
     """`ConsistencyModelPipeline` runs any scheduler whose step takes a generator."""
     unet, sampler = tiny_unet(num_classes).eval(), Sampler(**FOUR | settings)
     teacher = open_teacher(save_unet(tmp_path, there, unet), sampler, "cpu")

@@ -68,9 +68,7 @@ def test_what_would_not_be_a_deterministic_teacher_is_refused_in_one_line(
     assert str(tmp_path) in str(raised.value)
 
 
-def test_betas_left_to_a_default_are_refused_where_another_class_would_fill_them_in(
-    tmp_path: Path,
-) -> None:
+def test_betas_left_to_a_default_are_refused_where_another_class_would_fill_them_in(tmp_path):
     path = save_unet(tmp_path, hf.DDIMScheduler()) / "scheduler" / "scheduler_config.json"
     path.write_text("{}")
     open_teacher(tmp_path, Sampler(steps=2), "cpu")

@@ -33,9 +33,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize(("numbers", "hashes"), GOLDEN.items())
-def test_the_order_of_a_seed_is_the_golden_one_so_that_old_runs_resume(
-    numbers: tuple[int, int, int, int, int], hashes: tuple[str, str]
-) -> None:
+def test_the_order_of_a_seed_is_the_golden_one_so_that_old_runs_resume(numbers, hashes):
     shards, pairs, seed, streams, size = numbers
     chosen = order(
         Path(),
@@ -86,9 +84,7 @@ def test_every_pair_comes_once_before_any_comes_twice_but_for_what_streams_read_
 
 @settings(deadline=None)
 @given(numbers=ORDERS, size=st.integers(1, 4), chunks=st.integers(1, 4))
-def test_no_batch_has_a_pair_twice_where_there_are_enough(
-    numbers: dict[str, int], size: int, chunks: int
-) -> None:
+def test_no_batch_has_a_pair_twice_where_there_are_enough(numbers, size, chunks):
     shards, streams = numbers["shards"], numbers["streams"]
     readings = (streams - 2) // shards + 2  # of one shard by all streams at one time, at most
     pairs = size * chunks * max(readings, 1)
@@ -104,9 +100,7 @@ def test_no_batch_has_a_pair_twice_where_there_are_enough(
     streams=st.sampled_from([1, 2, 3, 4, 6, 12]),
     seed=st.integers(0, 2**64 - 1),
 )
-def test_a_damaged_shard_is_replaced_inside_its_stream_where_that_can_be(
-    damaged: set[int], streams: int, seed: int
-) -> None:
+def test_a_damaged_shard_is_replaced_inside_its_stream_where_that_can_be(damaged, streams, seed):
     chosen = order(Path(), shards=12, seed=seed, streams=streams, batch_size=streams)
     steps = range(12 // streams * PAIRS)  # an epoch, a pair a step
     for stream in range(streams):
@@ -123,9 +117,7 @@ def test_a_damaged_shard_is_replaced_inside_its_stream_where_that_can_be(
 
 @settings(deadline=None)
 @given(numbers=ORDERS, damaged=st.sets(st.integers(0, 11)))
-def test_damaged_shards_are_replaced_by_readable_ones_whatever_the_numbers(
-    numbers: dict[str, int], damaged: set[int]
-) -> None:
+def test_damaged_shards_are_replaced_by_readable_ones_whatever_the_numbers(numbers, damaged):
     shards, streams = numbers["shards"], numbers["streams"]
     chosen = order(Path(), batch_size=streams, **numbers)
     readable = set(range(shards)) - damaged
@@ -173,9 +165,7 @@ def test_an_empty_data_set_and_streams_that_do_not_divide_the_batch_are_refused(
         (0, 16, 2, 2),  # refused by Order
     ],
 )
-def test_the_number_of_streams_fits_batch_shards_and_readers(
-    shards: int, batch_size: int, readers: int, streams: int
-) -> None:
+def test_the_number_of_streams_fits_batch_shards_and_readers(shards, batch_size, readers, streams):
     assert choose_streams(shards, batch_size, readers) == streams
 
 

@@ -22,9 +22,7 @@ def rows(pairs: Pairs) -> list[list[float]]:
 
 @LABELS
 @pytest.mark.parametrize("at", [slice(1, 4, 2), np.array([1, 3]), torch.tensor([1, 3])])
-def test_taking_keeps_noise_images_and_labels_together(
-    labels: torch.Tensor | None, at: slice | np.ndarray | torch.Tensor
-) -> None:
+def test_taking_keeps_noise_images_and_labels_together(labels, at):
     pairs = pairs_of(labels).take(at)
     assert len(pairs) == 2
     assert rows(pairs) == [[1, 3], [50, 150], [1, 3]][: 2 if labels is None else 3]

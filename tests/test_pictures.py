@@ -39,9 +39,7 @@ def test_sub_folders_sorted_by_name_are_the_classes(tmp_path: Path) -> None:
     assert labels.dtype == torch.int64
 
 
-def test_a_folder_without_sub_folders_has_one_class_and_every_tenth_picture_is_held_out(
-    tmp_path: Path,
-) -> None:
+def test_a_folder_without_sub_folders_has_one_class_and_every_tenth_picture_is_held_out(tmp_path):
     paint(tmp_path, range(35))
     (tmp_path / "notes.txt").write_text("not a picture")
     assert greys_of(real_images(str(tmp_path), "held_out").images) == [9, 19, 29]
@@ -51,9 +49,7 @@ def test_a_folder_without_sub_folders_has_one_class_and_every_tenth_picture_is_h
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)])
-def test_pictures_become_float32_of_one_or_three_channels(
-    tmp_path: Path, mode: str, channels: int
-) -> None:
+def test_pictures_become_float32_of_one_or_three_channels(tmp_path, mode, channels):
     paint(tmp_path, range(0, 256, 17), mode=mode)
     images = real_images(str(tmp_path), "training").images
     assert images.shape == (15, channels, 8, 8)
@@ -77,9 +73,7 @@ def refuse(folder: Path, split: Split, expected: str) -> None:
 
 @pytest.mark.parametrize("split", ["training", "held_out"])
 @pytest.mark.parametrize("count", [0, 1, 9])
-def test_fewer_than_ten_pictures_are_refused_for_either_part(
-    tmp_path: Path, split: Split, count: int
-) -> None:
+def test_fewer_than_ten_pictures_are_refused_for_either_part(tmp_path, split, count):
     paint(tmp_path, range(count))
     refuse(tmp_path, split, f"got {count}; at least 10")
 

@@ -40,9 +40,7 @@ def test_every_pair_comes_once_an_epoch(folder: Path, streams: int, batch_size: 
 
 
 @pytest.mark.parametrize("shards", [1, 3, 5, 7])
-def test_any_number_of_shards_is_read_alike_by_any_number_of_processes(
-    folder: Path, shards: int
-) -> None:
+def test_any_number_of_shards_is_read_alike_by_any_number_of_processes(folder, shards):
     chosen = order(folder, shards=shards)
     expected = read(chosen, 6)
     assert same(read(chosen, 4, processes=4, workers=2, start=2), expected[2:])
@@ -94,9 +92,7 @@ def test_a_resumed_run_opens_no_skipped_shard(tmp_path: Path, workers: int) -> N
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (2**64 - 2, 2**64 - 1)])
-def test_seeds_give_different_orders_of_shards_and_of_pairs(
-    folder: Path, seeds: tuple[int, int]
-) -> None:
+def test_seeds_give_different_orders_of_shards_and_of_pairs(folder, seeds):
     first, second = (indices(read(order(folder, seed=seed), 3)) for seed in seeds)
     assert sorted(first) == sorted(second)
     assert differ(first, second)
@@ -114,9 +110,7 @@ def test_reading_draws_nothing_from_the_global_generator(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(3, 0), (1, 3), (4, 4), (16, 0)])
-def test_loader_processes_that_do_not_divide_the_streams_are_refused(
-    folder: Path, processes: int, workers: int
-) -> None:
+def test_loader_processes_that_do_not_divide_the_streams_are_refused(folder, processes, workers):
     with pytest.raises(InputError, match=f"to divide 8 streams, got {processes} x"):
         batches(order(folder), processes=processes, workers=workers)  # before the first batch
 
@@ -139,9 +133,7 @@ def test_images_of_every_format_arrive_as_float32_in_the_range(
 
 
 @pytest.mark.parametrize("limit", [1, 2**20])
-def test_shards_are_kept_in_memory_up_to_the_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+def test_shards_are_kept_in_memory_up_to_the_limit(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(data.reader, "CACHE_BYTES", limit)
     loader = batches(order(write_pairs(tmp_path, 4), streams=1, batch_size=PAIRS, shards=4))
     first = list(islice(loader, 4))
@@ -155,9 +147,7 @@ def test_shards_are_kept_in_memory_up_to_the_limit(
             list(islice(loader, 4))
 
 
-def test_decoded_shards_in_memory_do_not_grow_with_the_data_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoded_shards_in_memory_do_not_grow_with_the_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(data.reader, "CACHE_BYTES", 1)
     whole = order(write_pairs(tmp_path), streams=2, batch_size=2)
     shards = data.reader._Shards(whole, at_least=3)

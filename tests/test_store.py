@@ -47,9 +47,7 @@ def source(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> Iter
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_data_set_is_the_same_wherever_it_lies(
-    source: Source, folder: Path, workers: int
-) -> None:
+def test_a_data_set_is_the_same_wherever_it_lies(source, folder, workers):
     assert read_manifest(source) == read_manifest(folder)
     assert count_shards(source) == SHARDS
     assert read_record(source, 3) == read_record(folder, 3)

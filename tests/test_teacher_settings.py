@@ -21,9 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 
 @pytest.mark.parametrize("name", ["auto", "dpmsolver++"])
-def test_bfloat16_changes_the_network_a_little_and_the_state_not_at_all(
-    name: Any, tmp_path: Path
-) -> None:
+def test_bfloat16_changes_the_network_a_little_and_the_state_not_at_all(name, tmp_path):
     folder = save_unet(tmp_path, EDMEulerScheduler())
     sampler = Sampler(steps=4, name=name)
     full = open_teacher(folder, sampler, "cpu")
@@ -126,9 +124,7 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
 
 
 @pytest.mark.parametrize("name", ["network.pkl", "edm.json"])
-def test_an_edm_checkpoint_is_known_by_its_name_and_takes_no_execution_settings(
-    name: str, tmp_path: Path
-) -> None:
+def test_an_edm_checkpoint_is_known_by_its_name_and_takes_no_execution_settings(name, tmp_path):
     (tmp_path / name).write_text("{}")
     path = tmp_path / name if name == "network.pkl" else tmp_path
     with pytest.raises(InputError, match=f"no execution settings .*{path}, got compile; it runs"):

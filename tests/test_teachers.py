@@ -54,9 +54,7 @@ def test_an_image_depends_on_its_noise_and_label_only(folder: Path) -> None:
         assert not torch.allclose(teacher(noise, (labels + 1) % 5), torch.cat(alone), atol=1e-3)
 
 
-def test_the_fingerprint_depends_on_the_steps_and_not_on_the_folder(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_the_fingerprint_depends_on_the_steps_and_not_on_the_folder(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
     here, there = (open_teacher(f, FEW, "cpu").fingerprint for f in (folder, copy))
     assert here == there != open_teacher(folder, Sampler(steps=5), "cpu").fingerprint
@@ -64,9 +62,7 @@ def test_the_fingerprint_depends_on_the_steps_and_not_on_the_folder(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_conditional_teacher_takes_labels_of_its_classes_and_no_other_takes_any(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_conditional_teacher_takes_labels_of_its_classes_and_no_other_takes_any(name, tmp_path):
     teacher = open_teacher(FORMATS[name](tmp_path / "teacher"), FEW, "cpu")
     refused: dict[str, list[int] | None] = {"no labels for this teacher, got some": [0, 1]}
     if "classes" in name:
@@ -97,9 +93,7 @@ PINNED = {  # in the manifests of pairs since the first were made
 
 
 @pytest.mark.parametrize(("pinned", "settings"), PINNED.items())
-def test_shipped_teachers_have_the_fingerprints_in_the_manifests_of_their_pairs(
-    pinned: str, settings: tuple[str, Sampler, Execution]
-) -> None:
+def test_shipped_teachers_have_the_fingerprints_in_the_manifests_of_their_pairs(pinned, settings):
     name, sampler, execution = settings
     teacher = open_teacher(SHIPPED / f"{name}-teacher", sampler, "cpu", execution)
     assert teacher.fingerprint == pinned

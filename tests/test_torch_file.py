@@ -111,9 +111,7 @@ CHANGES: dict[str, tuple[Callable[[str, bytes], bytes | None], str]] = {
 
 
 @pytest.mark.parametrize(("change", "what"), CHANGES.values(), ids=CHANGES)
-def test_an_archive_whose_parts_contradict_each_other_is_refused(
-    tmp_path: Path, change: Callable[[str, bytes], bytes | None], what: str
-):
+def test_an_archive_whose_parts_contradict_each_other_is_refused(tmp_path, change, what):
     path = rewrite(saved(tmp_path / "x.pth"), change)
     with pytest.raises(
         InputError, match=rf"^expected a file of torch.save in {path}, got .*{what}"
