@@ -1,6 +1,7 @@
 """Tiny teachers of random weights, saved by diffusers itself."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,14 @@ def edit(path: Path, **fields: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def change_a_weight(folder: Path) -> None:
+def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(path)
-    weights["conv_out.bias"][0] += 1e-6
+    change(weights := load_file(path))
     save_file(weights, path, {"format": "pt"})
+
+
+def change_a_weight(folder: Path) -> None:
+    edit_weights(folder, lambda weights: weights["conv_out.bias"][0].add_(1e-6))
 
 
 def sample(teacher: Teacher, count: int = 3) -> Tensor:

@@ -6,6 +6,7 @@ The modules that such a pickle names exist only while one is written. Importing 
 
 import os
 import pickle  # noqa: TID251  tests write pickles; nothing here reads one
+import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -232,6 +233,16 @@ def write_kind(path: Path, kind: str, protocol: int = 4, **attributes: object) -
     denoiser = denoiser_of(wrapper, arguments)
     write(path, lambda: snapshot(wrapped(denoiser, wrapper, arguments, **attributes)), protocol)
     return denoiser
+
+
+def changed(whole: bytes) -> Iterator[bytes]:
+    """Yield 600 times the bytes with one or four of them changed."""
+    chance = random.Random(0)
+    for _ in range(600):
+        data = bytearray(whole)
+        for _ in range(chance.choice([1, 1, 4])):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        yield bytes(data)
 
 
 def refusal(pkl: Path) -> str:

@@ -13,7 +13,6 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data import SHIPPED
@@ -25,7 +24,16 @@ from get import GETPipeline
 from get.errors import InputError
 from get.noise import draw
 
-from .diffusers_files import FEW, edit, sample, save_dit, save_unet, tiny_unet, tiny_vae
+from .diffusers_files import (
+    FEW,
+    edit,
+    edit_weights,
+    sample,
+    save_dit,
+    save_unet,
+    tiny_unet,
+    tiny_vae,
+)
 from .diffusers_files import folder as folder
 from .problems import seeded, tiny_get
 from .shards import manifest_of
@@ -75,29 +83,20 @@ def test_the_learned_variance_of_a_unet_is_dropped(tmp_path: Path) -> None:
     first = {k: torch.cat([v, v + 1]) for k, v in plain.conv_out.state_dict().items()}
     double.conv_out.load_state_dict(first)
     saved = DDPMScheduler(variance_type="learned_range")
-    made = [
-        sample(
-            open_teacher(
-                save_unet(tmp_path / name, saved, unet), Sampler(steps=3, name="dpmsolver++"), "cpu"
-            )
-        )
-        for name, unet in (("plain", plain), ("double", double))
-    ]
+    few = Sampler(steps=3, name="dpmsolver++")
+    folders = save_unet(tmp_path / "plain", saved, plain), save_unet(tmp_path / "2", saved, double)
+    made = [sample(open_teacher(folder, few, "cpu")) for folder in folders]
     torch.testing.assert_close(made[0], made[1])
 
 
-def test_images_need_not_be_square(tmp_path: Path) -> None:
-    unet = tiny_unet(None)
+def test_images_need_not_be_square_and_half_weights_compute_in_float32(tmp_path: Path) -> None:
+    unet = tiny_unet(None).half()
     unet.register_to_config(sample_size=(8, 16))
     teacher = open_teacher(save_unet(tmp_path, DDIMScheduler(), unet), Sampler(steps=2), "cpu")
-    assert sample(teacher).shape == (3, *teacher.image_shape) == (3, 3, 8, 16)
-
-
-def test_weights_in_half_precision_compute_in_float32(tmp_path: Path) -> None:
-    unet = tiny_unet(None).half()
-    teacher = open_teacher(save_unet(tmp_path, DDIMScheduler(), unet), Sampler(steps=2), "cpu")
     assert {p.dtype for p in teacher.network.parameters()} == {torch.float32}
-    assert sample(teacher).dtype == torch.float32
+    images = sample(teacher)
+    assert images.shape == (3, *teacher.image_shape) == (3, 3, 8, 16)
+    assert images.dtype == torch.float32
 
 
 def test_a_repository_may_keep_its_only_network_at_the_root(tmp_path: Path) -> None:
@@ -199,25 +198,17 @@ def test_labels_that_are_no_class_indices_are_refused(tmp_path: Path) -> None:
         open_teacher(tmp_path, Sampler(steps=2), "cpu")
 
 
-def drop_a_tensor(folder: Path) -> None:
-    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(path)
-    del weights["conv_out.bias"]
-    save_file(weights, path, {"format": "pt"})
-
-
+SCHEDULER, WEIGHTS = "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.safetensors"
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "missing folder": shutil.rmtree,
-    "v-prediction": lambda f: edit(
-        f / "scheduler" / "scheduler_config.json", prediction_type="v_prediction"
-    ),
-    "no sigma_data": lambda f: (f / "scheduler" / "scheduler_config.json").write_text("{}"),
+    "v-prediction": lambda f: edit(f / SCHEDULER, prediction_type="v_prediction"),
+    "no sigma_data": lambda f: (f / SCHEDULER).write_text("{}"),
     "damaged index": lambda f: (f / "model_index.json").write_text('{"unet": ['),
-    "damaged scheduler": lambda f: (f / "scheduler" / "scheduler_config.json").write_text(""),
+    "damaged scheduler": lambda f: (f / SCHEDULER).write_text(""),
     "damaged network": lambda f: (f / "unet" / "config.json").write_text('{"sample'),
-    "missing weights": lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(),
-    "cut weights": lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"1"),
-    "a missing tensor": drop_a_tensor,
+    "missing weights": lambda f: (f / WEIGHTS).unlink(),
+    "cut weights": lambda f: (f / WEIGHTS).write_bytes(b"1"),
+    "a missing tensor": lambda f: edit_weights(f, lambda weights: weights.pop("conv_out.bias")),
 }
 
 

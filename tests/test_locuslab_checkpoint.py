@@ -17,33 +17,24 @@ from .locuslab_files import convert as convert
 from .locuslab_files import golden, locuslab_state, official, refused, saved, untouched
 
 
-@pytest.mark.parametrize("name", ["get_uncond", "get_cond"])
+@pytest.mark.parametrize("name", ["get_uncond", "get_cond", "vit_cond"])
 def test_a_converted_pipeline_makes_the_images_of_the_published_code(tmp_path, convert, name):
-    record = golden(name)
-    official(tmp_path / "x.pth", record)
+    record, vit = golden(name), name == "vit_cond"
+    official(tmp_path / "x.pth", record, model="ViT-Tiny/2" if vit else "GET-Tiny/2")
     result = convert("get_checkpoint", tmp_path / "x.pth", tmp_path / "out", "--heads", 2)
     assert result.code == 0, result.err
     model = load_pipeline(tmp_path / "out", torch.device("cpu")).model
-    assert isinstance(model, GET)
-    policy = {"iterations": 6, "z0": "normal", "map": "plain", "select": "lowest_residual"}
-    assert policy.items() <= dict(model.config).items()
+    assert isinstance(model, ViT if vit else GET)
+    start = {} if vit else {"z0": record["z0"]}
     with torch.no_grad():
-        images = model(record["noise"], record.get("labels"), z0=record["z0"])
-    torch.testing.assert_close(images, record["eval_output"], rtol=0, atol=1e-5)
+        images = model(record["noise"], record.get("labels"), **start)
+    expected = record["output" if vit else "eval_output"]
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+    policy = {"iterations": 6, "z0": "normal", "map": "plain", "select": "lowest_residual"}
+    assert vit or policy.items() <= dict(model.config).items()
     source = json.loads((tmp_path / "out" / "source.json").read_text())
     assert source["args"]["lr"] == 1e-4
     assert source["weights"] == "ema"
-
-
-def test_a_converted_vit_makes_the_images_of_the_published_code(tmp_path: Path, convert):
-    record = golden("vit_cond")
-    official(tmp_path / "x.pth", record, model="ViT-Tiny/2")
-    assert convert("get_checkpoint", tmp_path / "x.pth", tmp_path / "out", "--heads", 2).code == 0
-    model = load_pipeline(tmp_path / "out", torch.device("cpu")).model
-    assert isinstance(model, ViT)
-    with torch.no_grad():
-        images = model(record["noise"], record["labels"])
-    torch.testing.assert_close(images, record["output"], rtol=0, atol=1e-5)
 
 
 def test_raw_weights_are_converted_where_asked_for(tmp_path: Path, convert):
