@@ -129,9 +129,8 @@ class Persistent:
         }
 
     def __reduce__(self) -> tuple:
-        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (
-            self.description,
-        )
+        module = sys.modules["torch_utils.persistence"]
+        return module._reconstruct_persistent_obj, (self.description,)
 
 
 @contextmanager
@@ -139,16 +138,13 @@ def _edm_modules() -> Iterator[None]:
     names = "torch_utils", "torch_utils.persistence", "dnnlib", "dnnlib.util"
     modules = {name: ModuleType(name) for name in names}
 
-    def _reconstruct_persistent_obj(description: dict) -> None:
+    def rebuild(description: dict) -> None:
         raise AssertionError("written, never called")
 
-    _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
-    _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
+    rebuild.__module__, rebuild.__qualname__ = names[1], "_reconstruct_persistent_obj"
+    vars(modules[names[1]])["_reconstruct_persistent_obj"] = rebuild
     easy = type("EasyDict", (dict,), {"__module__": "dnnlib.util"})
-    modules["torch_utils.persistence"].__dict__["_reconstruct_persistent_obj"] = (
-        _reconstruct_persistent_obj
-    )
-    modules["dnnlib.util"].__dict__["EasyDict"] = easy
+    vars(modules["dnnlib.util"])["EasyDict"] = easy
     sys.modules.update(modules)
     try:
         yield

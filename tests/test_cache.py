@@ -25,12 +25,8 @@ from .shards import folder as folder
 pytestmark = IN_PROCESSES
 
 
-def kept(cache: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in cache.rglob("*") if p.is_file()}
-
-
-def tars(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.glob("*.tar")}
+def kept(cache: Path, pattern: str = "*") -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in cache.rglob(pattern) if p.is_file()}
 
 
 def test_a_cached_shard_is_fetched_once(folder: Path, tmp_path: Path) -> None:
@@ -46,7 +42,7 @@ def test_a_cached_shard_is_fetched_once(folder: Path, tmp_path: Path) -> None:
             assert same(read(order(open_store(address, tmp_path)), 5), read(order(folder), 5))
     fetched = [path for path in asked if path.endswith(".tar")]
     assert len(fetched) == len(set(fetched)) == len(kept(tmp_path))
-    assert kept(tmp_path).items() <= tars(folder).items()
+    assert kept(tmp_path).items() <= kept(folder, "*.tar").items()
 
 
 @pytest.mark.parametrize("damage", [b"", b"x", None])
@@ -118,7 +114,7 @@ def test_two_processes_fill_one_cache_at_once(folder: Path, tmp_path: Path) -> N
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
-    assert kept(tmp_path) == tars(folder)  # and no temporary file
+    assert kept(tmp_path) == kept(folder, "*.tar")  # and no temporary file
 
 
 def fetch_and_die(folder: Path, cache: Path, half: bool) -> None:

@@ -94,9 +94,6 @@ def test_constants_unlike_ours_are_refused_by_name(recorded: dict[str, float]) -
         build(replace(checkpoint(), attributes=recorded))
 
 
-# ---------------------------------------------------------------------- the teacher
-
-
 def levels(path: Path) -> list[float]:
     """Return the highest, the lowest and the last noise level of sampling."""
     ode = open_checkpoint(path, FEW, "cpu").ode

@@ -68,21 +68,3 @@ def test_preconditioning_is_that_of_diffusers_own_scheduler(sigma, sigma_data):
             EdmPrecond(sigma_data=sigma_data), lambda x, time: unet(x, time).sample, x, level
         )
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_every_sample_may_have_its_own_noise_level() -> None:
-    unet, x, sigma = tiny_unet(5).eval(), torch.randn(3, 3, 8, 8), torch.tensor([0.1, 1.0, 10.0])
-    labels = torch.tensor([0, 4, 2])
-
-    def denoised(rows: slice, sigma: Tensor) -> Tensor:
-        return denoise(
-            EdmPrecond(sigma_data=0.75),
-            lambda x, time: unet(x, time, class_labels=labels[rows]).sample,
-            x[rows],
-            sigma,
-        )
-
-    with torch.no_grad():
-        together = denoised(slice(None), sigma)
-        alone = [denoised(slice(i, i + 1), sigma[i]) for i in (0, 1, 2)]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)

@@ -46,22 +46,16 @@ def test_raw_weights_are_converted_where_asked_for(tmp_path: Path, convert):
     assert torch.equal(found, ema["qkv_inj.weight"] + 1)
 
 
-def named(path: Path, size: str, num_classes: int) -> None:
-    """Write a checkpoint of a published size and new weights, without what makes it large."""
-    model = build(size, image_size=8, num_classes=num_classes)
-    record = {f"state.{k}": v for k, v in locuslab_state(model).items()}
-    official(path, record, model=size, cond=True, num_classes=num_classes)
-
-
 @pytest.mark.parametrize("size", ["GET-T/2", "ViT-S/4"])
 def test_published_sizes_are_known_by_name(tmp_path: Path, convert, size: str):
     assert size in SIZES
-    named(tmp_path / "x.pth", size, 4)
+    expected = build(size, image_size=8, num_classes=4)  # new weights
+    record = {f"state.{k}": v for k, v in locuslab_state(expected).items()}
+    official(tmp_path / "x.pth", record, model=size, cond=True, num_classes=4)
     result = convert("get_checkpoint", tmp_path / "x.pth", tmp_path / "out")
     assert result.code == 0, result.err
     assert f"{size}, ema weights, 4 classes" in result.out
     model = load_pipeline(tmp_path / "out", torch.device("cpu")).model
-    expected = build(size, image_size=8, num_classes=4)
     assert model.config["heads"] == expected.config["heads"]
     assert model.config["width"] == expected.config["width"]
 

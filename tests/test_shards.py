@@ -45,20 +45,16 @@ def test_shards_do_not_depend_on_order_or_number_of_writers_or_repetition(tmp_pa
     assert contents(tmp_path / "many") == forward
 
 
-def test_a_data_set_grows_and_its_old_shards_stay(tmp_path: Path) -> None:
+def test_a_data_set_grows_and_a_tar_without_a_record_is_no_shard(tmp_path: Path) -> None:
     small = write(tmp_path, [0, 1])
     assert count_shards(tmp_path) == 2
-    large = write(tmp_path, [2, 3])
-    assert count_shards(tmp_path) == 4
-    assert {name: large[name] for name in small} == small
-
-
-def test_a_tar_without_a_record_is_no_shard(tmp_path: Path) -> None:
-    whole = write(tmp_path, [0, 1])
     record_path(tmp_path, 1).unlink()
     assert count_shards(tmp_path) == 1
     assert read_record(tmp_path, 1) is None
-    assert write(tmp_path, [1]) == whole
+    assert write(tmp_path, [1]) == small
+    large = write(tmp_path, [2, 3])
+    assert count_shards(tmp_path) == 4
+    assert {name: large[name] for name in small} == small
 
 
 def test_images_that_are_not_finite_are_refused_and_nothing_is_left(tmp_path: Path) -> None:

@@ -83,9 +83,6 @@ def test_shards_that_cannot_be_listed_are_counted_in_few_questions(present: int)
     assert len(asked) == len(set(asked)) <= 2 * present.bit_length() + 1
 
 
-# ---------------------------------------------------------------- commands and object stores
-
-
 @pytest.mark.parametrize(
     ("command", "shown"),
     [

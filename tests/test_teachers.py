@@ -77,9 +77,6 @@ def test_a_conditional_teacher_takes_labels_of_its_classes_and_no_other_takes_an
             teacher(torch.zeros(2, 3, 8, 8), None if given is None else torch.tensor(given))
 
 
-# ------------------------------------------------------------------ those that come with the code
-
-
 FP32, BF16 = Execution(), Execution(mixed_precision="bf16")
 PINNED = {  # in the manifests of pairs since the first were made
     "d26623d1d47ccc7c91911d3696f993f965a557bc9439adc5ade569ec6b061b90": ("digits", Sampler(), FP32),

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from data import SHIPPED
 from data.manifest import ImageFormat, Manifest, PairSettings, read_manifest, record_path, tar_path
 from data.verify import find_damage
 from data.writer import generate_shard
-from pipeline import cli, verify_pairs
 
+from .processes import completed
 from .shards import write_pairs
 
 
@@ -42,35 +41,18 @@ def test_a_missing_tar_a_missing_record_and_a_lying_one_are_found(tmp_path):
     assert found[3] == "its record says 16 pairs from 32"
 
 
-@pytest.fixture
-def verify(monkeypatch, capsys):
-    """Return a function that runs the command and returns its exit code and its output."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["verify_pairs.py", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.end_with_code(lambda: verify_pairs.main(cli.parse_flags(verify_pairs.VerifyConfig)))
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def test_the_command_names_the_damaged_shard_and_says_what_to_do(tmp_path, verify):
+def test_the_command_names_the_damaged_shard_and_says_what_to_do(tmp_path, here):
     data_set(tmp_path)
-    assert verify(tmp_path)[:2] == (0, "3 of 3 shards are whole: 48 pairs\n")
+    assert completed(here("verify_pairs", tmp_path)).out == "3 of 3 shards are whole: 48 pairs\n"
     tar_path(tmp_path, 1).write_bytes(b"")
-    code, out, err = verify(tmp_path)
-    assert code == 1
-    assert "2 of 3 shards are whole" in out
-    assert "pairs-000001.tar: 0 bytes instead of" in out
-    assert "delete pairs-000001.json there and run make_pairs.py again" in err
+    failed = here("verify_pairs", tmp_path)
+    assert failed.code == 1
+    assert "2 of 3 shards are whole" in failed.out
+    assert "pairs-000001.tar: 0 bytes instead of" in failed.out
+    assert "delete pairs-000001.json there and run make_pairs.py again" in failed.err
 
 
-def test_deep_verification_knows_the_teachers_pairs_from_others(tmp_path, verify):
+def test_deep_verification_knows_the_teachers_pairs_from_others(tmp_path, here):
     settings = PairSettings(
         teacher=str(SHIPPED / "digits-teacher"),
         output_dir=tmp_path,
@@ -79,11 +61,10 @@ def test_deep_verification_knows_the_teachers_pairs_from_others(tmp_path, verify
         pairs_per_shard=16,
     )
     records = [generate_shard(settings, shard) for shard in range(2)]
-    teacher = "--teacher", settings.teacher
-    code, out, _ = verify(tmp_path, "--deep", *teacher)
-    assert code == 0, out
-    assert "noise and labels the same; pixels differ by up to 0.0" in out
-    assert verify(tmp_path, "--deep")[0] == 2  # who made them?
+    deep = "verify_pairs", tmp_path, "--deep"
+    whole = completed(here(*deep, "--teacher", settings.teacher))
+    assert "noise and labels the same; pixels differ by up to 0.0" in whole.out
+    assert here(*deep).code == 2  # who made them?
 
     # The tar of shard 0 in place of shard 1, its record and names made to fit.
     data = tar_path(tmp_path, 0).read_bytes()
@@ -92,11 +73,11 @@ def test_deep_verification_knows_the_teachers_pairs_from_others(tmp_path, verify
     tar_path(tmp_path, 1).write_bytes(data)
     record = {**vars(records[1]), "bytes": len(data), "sha256": sha256(data).hexdigest()}
     record_path(tmp_path, 1).write_text(json.dumps(record))
-    assert verify(tmp_path)[0] == 0
-    code, out, err = verify(tmp_path, "--deep", *teacher)
-    assert code == 1
-    assert "noise and labels DIFFERENT" in out
-    assert "expected the pairs" in err
+    completed(here("verify_pairs", tmp_path))
+    failed = here(*deep, "--teacher", settings.teacher)
+    assert failed.code == 1
+    assert "noise and labels DIFFERENT" in failed.out
+    assert "expected the pairs" in failed.err
 
 
 def rename(data: bytes, old: str, new: str) -> bytes:
