@@ -7,10 +7,12 @@ from torch import Tensor
 from get.equilibrium import Anderson, Broyden, Implicit, Outcome, Picard, Solution, fixed_point
 from get.losses import IterateLoss
 from get.models import Equilibrium
+from pipeline.benchmarks.one_step import random_pairs
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.step import TrainingStep
 
 from .problems import normal, seeded, tiny_get
+from .processes import completed
 
 RATES = torch.tensor([0.3, 0.5, 1.5, -1.4]).double()  # plain iteration leaves this fixed point
 TRUTH = (1 - RATES) ** -2  # of d(sum z*)/dA, diagonal, for z* = 1 / (1 - rate)
@@ -116,8 +118,6 @@ def test_other_gradients_have_no_adjoint():
 
 @pytest.mark.parametrize("gradient", ["unrolled", "implicit"])
 def test_a_training_step_reports_failed_adjoints_of_implicit_training_only(gradient, tmp_path):
-    from pipeline.benchmarks.one_step import random_pairs
-
     config = TrainConfig(
         output_dir=tmp_path,
         pairs="",
@@ -131,3 +131,13 @@ def test_a_training_step_reports_failed_adjoints_of_implicit_training_only(gradi
     figures = TrainingStep(config, student)(random_pairs(student, 4), 0)
     assert ("adjoint_failed" in figures) == (gradient == "implicit")
     assert figures.get("adjoint_failed", 1) == 1
+
+
+def test_adjoints_that_fail_are_a_metric_and_are_reported_once(train, pairs, tmp_path):
+    short = "--gradient", "implicit", "--solver_max_steps", 1, "--solver_tol", 1e-9
+    steps = "--max_train_steps", 5, "--log_steps", 1
+    shown = completed(train(tmp_path / "run", "--pairs", pairs, *short, *steps))
+    assert shown.out.count("their implicit gradients are wrong") == 1
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    # In the first steps the decoder is zero, and with it the gradient of the state.
+    assert sum('"adjoint_failed": 1.0' in line for line in lines) >= 2

@@ -21,8 +21,9 @@ class Reversible:
         w_(k+1) = (1 - b) w_(k-1) + b f(w_k),    back: w_(k-1) = (w_(k+1) - b f(w_k)) / (1 - b).
 
     Rounding errors grow on the way back, by 1 / sqrt(1 - b) to 1 / (1 - b) a step. Therefore the
-    sequence is kept in float64, and f sees it in the type of z0: a float32 state comes back to the
-    bit for about 50 steps at b = 0.5 and 20 at b = 0.8.
+    sequence is kept in float64, and f sees it in the type of z0. Gradients of a contraction by 0.9
+    equal the unrolled ones in float32 within 1e-6 for 48 steps at b = 0.5 to 0.8; in float64, which
+    has no wider type, within 1e-10 for 48 steps at b = 0.5 and 24 at b = 0.8.
 
     Attributes:
         damping: Step length b in (0, 1).

@@ -194,6 +194,8 @@ class GET(Student):
                 gradient=equilibrium.gradient,
                 max_steps=equilibrium.max_steps,
                 tol=equilibrium.tol,
+                # an unrolled gradient is that of all steps, so it ends with the last one
+                select="last" if isinstance(equilibrium.gradient, Unrolled) else "best",
                 compact=True,
             )
             states, residual, adjoint = (*states, end.z), end.residual, end.adjoint

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from get.equilibrium import Anderson, Broyden, Implicit, Phantom, Picard
+from get.equilibrium import (
+    Anderson,
+    Broyden,
+    Gradient,
+    Implicit,
+    Phantom,
+    Picard,
+    Reversible,
+    Unrolled,
+)
 from get.errors import InputError
 from get.losses import IterateLoss
 from get.models import GET, Equilibrium, build
@@ -19,8 +28,8 @@ from pipeline.jobs.plots import new_plot
 from pipeline.jobs.tables import markdown as markdown_table
 from pipeline.recipes.settings_train import TrainConfig
 
-Mode = tuple[bool, Phantom | Implicit | None]
-"""Whether blocks are recomputed, and the gradient of the solution (None: unrolled)."""
+Mode = tuple[bool, Gradient | None]
+"""Whether blocks are recomputed, and the gradient of the solution (None: loss on every iterate)."""
 
 
 def modes(iterations: int) -> dict[str, Mode]:
@@ -34,6 +43,7 @@ def modes(iterations: int) -> dict[str, Mode]:
         "implicit": (False, Implicit(solver=Picard(), **solve)),
         "implicit, Anderson": (False, Implicit(solver=Anderson(), **solve)),
         "implicit, Broyden": (False, Implicit(solver=Broyden(), **solve)),
+        "reversible": (False, Unrolled(reverse=True)),
     }
 
 
@@ -97,6 +107,8 @@ def step_memory(model: GET, config: MemoryConfig, count: int, mode: Mode) -> Cou
     equilibrium = None
     if gradient is not None:
         solver = gradient.solver if isinstance(gradient, Implicit) else Picard()
+        if isinstance(gradient, Unrolled):
+            solver = Reversible()
         equilibrium = Equilibrium(gradient=gradient, solver=solver, max_steps=count, tol=0.0)
     iterations = 0 if equilibrium else count
     objective = IterateLoss(model, iterations=iterations, equilibrium=equilibrium)

@@ -15,7 +15,19 @@ from pipeline import cli
 from pipeline.jobs.checkpoints import name_latest
 from pipeline.recipes.settings_make import TrainingConfig
 
-EXPLODED = 0.9  # a relative residual that says the state grows tenfold an iteration
+# Value of a step: the number above which it is reported once, and what is said then.
+WARNINGS = {
+    "residual": (
+        0.9,  # the state grows tenfold an iteration
+        "relative residual {:.2g}: the iteration runs away from its fixed point; a lower "
+        "learning_rate or a jacobian_weight tames it",
+    ),
+    "adjoint_failed": (
+        0.5,
+        "the backward solve of {:.0%} of the samples did not converge: their implicit gradients "
+        "are wrong; a higher solver_max_steps, or a jacobian_weight, helps",
+    ),
+}
 
 
 class Metrics:
@@ -42,7 +54,7 @@ class Metrics:
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._bar: tqdm | None = None
         self._flushed = 0, time.perf_counter()  # steps done at the last flush, and when it was
-        self._exploded = False
+        self._warned: set[str] = set()  # the values that were too high at the last flush
 
     def start(self, step: int, bar: tqdm) -> None:
         """Measure the rate from this step on and show values in the progress bar."""
@@ -94,17 +106,15 @@ class Metrics:
         if self._bar is not None:
             shown = {name: f"{value:.3g}" for name, value in values.items()}
             self._bar.set_postfix({**shown, "images/s": f"{rate:.0f}"}, refresh=False)
-        self._warn(step, values.get("residual", 0.0))
+        self._warn(step, values)
 
-    def _warn(self, step: int, residual: float) -> None:
-        """Say once when the fixed-point iteration begins to diverge."""
-        exploded = residual > EXPLODED
-        if exploded and not self._exploded and self.accelerator.is_main_process:
-            tqdm.write(
-                f"step {step + 1}: relative residual {residual:.2g}: the iteration runs away from "
-                "its fixed point; a lower learning_rate or a jacobian_weight tames it"
-            )
-        self._exploded = exploded
+    def _warn(self, step: int, values: dict[str, float]) -> None:
+        """Say once when a value becomes too high."""
+        high = {name for name, (most, _) in WARNINGS.items() if values.get(name, 0.0) > most}
+        if self.accelerator.is_main_process:
+            for name in sorted(high - self._warned):
+                tqdm.write(f"step {step + 1}: {WARNINGS[name][1].format(values[name])}")
+        self._warned = high
 
     def _fail(self, step: int, values: dict[str, float]) -> None:
         """End the run at values that are not finite; write down the samples of that step."""
