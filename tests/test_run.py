@@ -191,6 +191,17 @@ def test_an_unreadable_checkpoint_is_named_in_one_line(damage, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_run_of_an_older_version_goes_on_without_settings_that_came_or_went(tmp_path):
+    train(config(tmp_path))
+    path = tmp_path / "run" / "run.json"
+    record = read_json(path)
+    del record["config"]["adam_beta2"]  # as if it had come since, with the default it had
+    write_json(path, {**record, "config": {**record["config"], "gone": 3}})
+    train(config(tmp_path))
+    with pytest.raises(InputError, match=r"adam_beta2 was 0\.999, is 0\.9"):
+        train(config(tmp_path, adam_beta2=0.9))
+
+
 def test_other_settings_are_refused_by_name_and_free_ones_are_not(tmp_path):
     with pytest.raises(SystemExit):
         train(config(tmp_path), stop_at(0))

@@ -5,7 +5,7 @@ A run continues with the settings it began with, and with others only if that is
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +41,20 @@ def keep_settings(config: TrainingConfig, data: object) -> list[str]:
         InputError: If the folder holds something else than a run, or settings differ that may not.
     """
     path = config.output_dir / "run.json"
-    settings = json.loads(json.dumps({**asdict(config), "data": data}, default=str))
+    settings = _plain({**asdict(config), "data": data})
     if not path.exists():
         _refuse_others(config.output_dir)
         write_json(path, {"config": settings, **provenance()})
         return []
     written = read_json(path)
     before, now = flat(written["config"]), flat(settings)
+    # A setting that is newer than the run had its default; one that is gone cannot be given.
+    defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    before = _plain(defaults) | before
     different = [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in {**now, **before}
-        if name.split(".")[0] not in FREE and before.get(name) != now.get(name)
+        f"{name} was {before.get(name)!r}, is {value!r}"
+        for name, value in now.items()
+        if name.split(".")[0] not in FREE and before.get(name) != value
     ]
     if not different:
         return []
@@ -69,6 +72,11 @@ def keep_settings(config: TrainingConfig, data: object) -> list[str]:
         done.unlink()  # before run.json: after it the settings are equal and nobody comes here
     write_json(path, {"config": settings, "earlier": earlier, **provenance()})
     return different
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON gives them back."""
+    return json.loads(json.dumps(settings, default=str))
 
 
 def recorded(config: TrainingConfig, name: str) -> Any:
