@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from get.equilibrium import Adjoint, jacobian_penalty
 from get.errors import InputError
-from get.models import Equilibrium, Student
+from get.models import Equilibrium, Rollout, Student
 
 HUBER = 0.00054  # times the root of an image's numbers (Sec. 3.3, arXiv:2310.14189)
 PERCEPTUAL_SIZE = 224  # perceptual networks look at images of this side, as in locuslab/get
@@ -89,6 +89,7 @@ class IterateLoss(nn.Module):
         z0: Float[Tensor, "batch tokens width"] | None = None,
         penalty_draws: int = 0,
         generator: torch.Generator | None = None,
+        rollout: Rollout | None = None,
     ) -> Losses:
         """Return the loss of every iterate against the teacher's image.
 
@@ -99,9 +100,15 @@ class IterateLoss(nn.Module):
             z0: Start of the iteration, for a GET whose `z0` policy is "normal".
             penalty_draws: Random vectors of the Jacobian penalty; 0 does not compute it.
             generator: Source of those vectors.
+            rollout: Samples that begin later in their iteration.
         """
         path = self.model.trajectory(
-            noise, labels, iterations=self.iterations, z0=z0, equilibrium=self.equilibrium
+            noise,
+            labels,
+            iterations=self.iterations,
+            z0=z0,
+            equilibrium=self.equilibrium,
+            rollout=rollout,
         )
         losses = torch.stack([self.loss(image, target) for image in path.images])
         penalty = None

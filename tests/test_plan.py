@@ -39,6 +39,7 @@ WAYS = {
     "checkpointed": replace(SMOKE, gradient_checkpointing=True),
     "phantom": replace(SMOKE, gradient="phantom", solver_tol=1e-12, solver_max_steps=8),
     "implicit": replace(SMOKE, gradient="implicit", solver_tol=1e-12, solver_max_steps=8),
+    "window": replace(SMOKE, window_share=0.5),
     "penalty": replace(SMOKE, jacobian_weight=1.0),
     "micro-steps": replace(SMOKE, gradient_accumulation_steps=2),
     "vit": replace(SMOKE, model=ViTModel()),

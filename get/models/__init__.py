@@ -3,6 +3,7 @@
 from get.errors import InputError
 from get.models.get import GET as GET
 from get.models.student import Equilibrium as Equilibrium
+from get.models.student import Rollout as Rollout
 from get.models.student import Student as Student
 from get.models.student import Trajectory as Trajectory
 from get.models.vit import ViT as ViT

@@ -17,7 +17,7 @@ from get.choices import MapForm, Start
 from get.equilibrium import Select, Solution, Unrolled, fixed_point, recomputed
 from get.errors import InputError
 from get.models.layers import Block, Decode, Embed, check_call, check_shape, initialise
-from get.models.student import Equilibrium, Student, Trajectory
+from get.models.student import Equilibrium, Rollout, Student, Trajectory
 
 
 class Problem(NamedTuple):
@@ -159,6 +159,7 @@ class GET(Student):
         iterations: int | None = None,
         z0: Float[Tensor, "batch tokens width"] | None = None,
         equilibrium: Equilibrium | None = None,
+        rollout: Rollout | None = None,
     ) -> Trajectory:
         """Make the images that training looks at; further arguments and errors as in `forward`.
 
@@ -169,8 +170,11 @@ class GET(Student):
                 an equilibrium) leaves the converged state alone.
             z0: Start of the iteration; None follows the config's policy.
             equilibrium: How to go on to the converged state, the last image then; None does not.
+            rollout: Samples that begin later in their iteration; None lets all begin at `z0`.
         """
         problem = self.problem(noise, labels, z0)
+        if rollout is not None:
+            problem = Problem(self._roll_out(problem, rollout), problem.inputs)
         f = partial(self.equilibrium_map, recompute=self.gradient_checkpointing)
         steps = self.iterations if iterations is None else iterations
         states, residual, adjoint = (), problem.z0.new_tensor([torch.nan]), None
@@ -202,6 +206,15 @@ class GET(Student):
         images = torch.stack([self._part(self.decode, z) for z in states])
         f, residual = self.equilibrium_map, residual.mean()
         return Trajectory(images, residual, states, f, problem.inputs, adjoint)
+
+    def _roll_out(self, problem: Problem, rollout: Rollout) -> Tensor:
+        """Return starts of which the rows of the rollout have iterated, without gradient."""
+        with torch.no_grad():
+            inputs = tuple(x[rollout.rows] for x in problem.inputs)
+            z = problem.z0[rollout.rows]
+            for _ in range(rollout.iterations):
+                z = self.equilibrium_map(z, *inputs)
+        return problem.z0.index_copy(0, rollout.rows, z)
 
     def solve(
         self,

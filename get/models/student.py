@@ -35,6 +35,18 @@ class Equilibrium:
     tol: float = 1e-3
 
 
+class Rollout(NamedTuple):
+    """Samples of a batch that iterate without gradient before their trajectory begins.
+
+    Attributes:
+        rows: Their positions in the batch.
+        iterations: How often they iterate.
+    """
+
+    rows: Int[Tensor, " rows"]
+    iterations: int
+
+
 class Trajectory(NamedTuple):
     """Every image a student makes on its way, for losses on iterates.
 
@@ -125,6 +137,7 @@ class Student(ModelMixin, ConfigMixin):
         iterations: int | None = None,
         z0: Float[Tensor, "batch ..."] | None = None,
         equilibrium: Equilibrium | None = None,
+        rollout: Rollout | None = None,
     ) -> Trajectory:
         """Make the images that training compares with the teacher's; arguments as in `images`.
 
@@ -135,5 +148,6 @@ class Student(ModelMixin, ConfigMixin):
             z0: Start of the iteration.
             equilibrium: How to go on to the converged state, which makes the last image; None
                 ends before.
+            rollout: Samples that begin later in their iteration; None lets all begin at `z0`.
         """
         return Trajectory(self.images(noise, labels, iterations=iterations, z0=z0)[None])

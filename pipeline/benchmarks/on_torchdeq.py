@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from get.losses import IterateLoss, Losses
-from get.models import GET
+from get.models import GET, Rollout
 
 
 class OnTorchdeq(IterateLoss):
@@ -34,6 +34,7 @@ class OnTorchdeq(IterateLoss):
         z0: Tensor | None = None,
         penalty_draws: int = 0,
         generator: torch.Generator | None = None,
+        rollout: Rollout | None = None,
     ) -> Losses:
         """Return the loss of every iterate; there is no penalty."""
         from torchdeq.utils import mem_gc

@@ -103,6 +103,10 @@ class TrainConfig(TrainingConfig):
             "unrolled") puts the only loss on the converged state.
         solver_max_steps: Evaluations "phantom" and "implicit" may spend on the converged state.
         solver_tol: Relative residual at which they stop.
+        window_share: Share of every batch that begins with a rollout: plain iterations without
+            gradient, before those that are trained. It keeps the later iterates good images, so
+            that more iterations than trained do no harm. 0 is without.
+        window_rollout: Fewest and most iterations of a rollout; one number is drawn in every step.
         jacobian_weight: Weight of the Jacobian penalty |df/dz|_F^2 / d; 0 is without.
         jacobian_probability: Share of the steps in which it is applied.
         compile: Run the blocks through torch.compile; weights keep their names.
@@ -133,6 +137,8 @@ class TrainConfig(TrainingConfig):
     unrolled_iterations: int | None = None
     solver_max_steps: int = 24
     solver_tol: float = 1e-3
+    window_share: float = 0.0
+    window_rollout: tuple[int, int] = (3, 12)
     jacobian_weight: float = 0.0
     jacobian_probability: float = 1.0
     compile: bool = False
@@ -153,6 +159,12 @@ class TrainConfig(TrainingConfig):
             solver_tol=self.solver_tol,
             muon_learning_rate=self.muon_learning_rate,
         )
+        low, high = self.window_rollout
+        if not (0 <= self.window_share <= 1 and 1 <= low <= high):
+            raise InputError(
+                "expected window_share from 0 to 1 and window_rollout of 1 or more, rising, got "
+                f"{self.window_share} and {low} {high}"
+            )
         least = 1 if self.gradient == "unrolled" else 0
         if self.unrolled_iterations is not None and self.unrolled_iterations < least:
             raise InputError(

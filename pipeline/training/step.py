@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from data.pairs import Pairs
 from get.losses import IterateLoss, Losses
-from get.models import Student
+from get.models import Rollout, Student
 from get.noise import step_seed
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.build import build_objective
 from pipeline.training.optimizers import build_optimizers
 from pipeline.training.updates import Updates
 
+WINDOW = 2**31  # stream of (seed, step) that draws the length of rollouts
 JACOBIAN = 2**32  # streams of (seed, step) from here on belong to the Jacobian penalty
 
 
@@ -74,7 +75,8 @@ class TrainingStep:
             rows = slice(i * size, (i + 1) * size)
             with self._gradients_synchronised(last=i == micro_steps - 1):
                 part = None if z0 is None else z0[rows]
-                losses = self.losses(batch.take(rows), part, penalty_weight, number)
+                rollout = self.rollout(number, self.rank * len(batch) + rows.start, size)
+                losses = self.losses(batch.take(rows), part, penalty_weight, number, rollout)
                 total = losses.total(self.config.iterate_decay, penalty_weight)
                 (total / micro_steps).backward()
             values = {"loss": losses.iterates[-1], "total": total, "residual": losses.residual}
@@ -86,11 +88,18 @@ class TrainingStep:
         return {**means, "grad_norm": self.updates()}
 
     def losses(
-        self, batch: Pairs, z0: Tensor | None, penalty_weight: float = 0.0, number: int = 0
+        self,
+        batch: Pairs,
+        z0: Tensor | None,
+        penalty_weight: float = 0.0,
+        number: int = 0,
+        rollout: Rollout | None = None,
     ) -> Losses:
         """Return the losses of a micro-batch; see `micro_batch_losses`."""
         seed = step_seed(self.config.seed, number, JACOBIAN + 1 + self.rank)
-        return micro_batch_losses(self.module, batch, z0, self.config, penalty_weight, seed)
+        return micro_batch_losses(
+            self.module, batch, z0, self.config, penalty_weight, seed, rollout
+        )
 
     def random_start(self, number: int, count: int) -> Tensor | None:
         """Draw the start of the iteration for a student that begins at random.
@@ -108,6 +117,12 @@ class TrainingStep:
             parts.append(torch.randn(shape, generator=generator, device=device))
         return torch.cat(parts)
 
+    def rollout(self, number: int, first: int, count: int) -> Rollout | None:
+        """Return the rollout of a micro-batch that begins at a position of the global batch."""
+        low, high = self.config.window_rollout
+        length = low + step_seed(self.config.seed, number, WINDOW) * (high - low + 1) // 2**32
+        return build_rollout(self.config, self.student, first, count, length)
+
     def penalty_weight(self, number: int) -> float:
         """Return the weight of the Jacobian penalty in a step; 0 in steps without."""
         c = self.config
@@ -123,6 +138,27 @@ class TrainingStep:
         return self.accelerator.no_sync(self.module)
 
 
+def build_rollout(
+    config: TrainConfig, student: Student, first: int, count: int, iterations: int
+) -> Rollout | None:
+    """Return which samples begin with a rollout; None without, and for what does not iterate.
+
+    They are spread evenly over the global batch, so the number of processes has no influence.
+
+    Args:
+        config: The settings.
+        student: What is trained.
+        first: Position of the first sample in the global batch.
+        count: Samples.
+        iterations: Length of the rollout.
+    """
+    share = config.window_share
+    if share == 0 or student.iterations is None:
+        return None
+    rows = [i for i in range(count) if int((first + i + 1) * share) > int((first + i) * share)]
+    return Rollout(torch.tensor(rows, device=student.device), iterations)
+
+
 def micro_batch_losses(
     module: nn.Module,
     batch: Pairs,
@@ -130,6 +166,7 @@ def micro_batch_losses(
     config: TrainConfig,
     penalty_weight: float = 0.0,
     seed: int = 0,
+    rollout: Rollout | None = None,
 ) -> Losses:
     """Return the losses of a micro-batch, evaluated in the precision of the settings.
 
@@ -140,10 +177,11 @@ def micro_batch_losses(
         config: The settings.
         penalty_weight: Weight of the Jacobian penalty; 0 does not compute it.
         seed: Of the penalty's random vectors.
+        rollout: Samples that begin later in their iteration.
     """
     draws, generator, device = 0, None, batch.noise.device
     if penalty_weight:
         draws, generator = 1, torch.Generator(device).manual_seed(seed)
     bf16 = config.mixed_precision == "bf16"
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        return module(batch.noise, batch.labels, batch.images, z0, draws, generator)
+        return module(batch.noise, batch.labels, batch.images, z0, draws, generator, rollout)

@@ -20,7 +20,7 @@ from get.models import Student
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.build import build_objective, build_student
 from pipeline.training.optimizers import build_optimizers
-from pipeline.training.step import micro_batch_losses
+from pipeline.training.step import build_rollout, micro_batch_losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +72,16 @@ def step_cost(config: TrainConfig, manifest: Manifest, processes: int = 1) -> St
         noise, images = (torch.empty(samples, *manifest.image_shape) for _ in range(2))
         labels = torch.zeros(samples, dtype=torch.int64) if manifest.num_classes else None
         z0 = torch.empty(samples, *start) if (start := student.start_shape) else None
+        rollout = build_rollout(config, student, 0, samples, config.window_rollout[1])
         inputs = [x for x in (noise, images, labels, z0) if x is not None]
         kept = 0
         with LiveBytes() as memory, Macs() as work:
             measured = min(micro_steps, 2)  # from the second on gradients are there before
             for _ in range(measured):
                 batch = Pairs(noise, images, labels)
-                losses = micro_batch_losses(objective, batch, z0, config, config.jacobian_weight)
+                losses = micro_batch_losses(
+                    objective, batch, z0, config, config.jacobian_weight, rollout=rollout
+                )
                 loss = losses.total(config.iterate_decay, config.jacobian_weight)
                 kept = kept or memory.now
                 loss.backward()
