@@ -46,6 +46,7 @@ class GETPipeline(DiffusionPipeline):
         iterations: int | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
         return_dict: bool = True,
+        tol: float = 0.0,
     ) -> ImagePipelineOutput | tuple:
         """Make images in one call of the model.
 
@@ -58,6 +59,7 @@ class GETPipeline(DiffusionPipeline):
             iterations: Number of iterations; None takes the model's own.
             output_type: "pil", "np" (NHWC in [0, 1]) or "pt" (NCHW in [0, 1]).
             return_dict: False returns a plain tuple.
+            tol: An image stops iterating at this relative residual; 0 never stops early.
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple of them.
@@ -83,7 +85,8 @@ class GETPipeline(DiffusionPipeline):
         if model.start_shape is not None:  # drawn after the noise
             shape = (count, *model.start_shape)
             z0 = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        images: Any = self.to_images(model.images(noise, labels, iterations=iterations, z0=z0))
+        made = model.images(noise, labels, iterations=iterations, z0=z0, tol=tol)
+        images: Any = self.to_images(made)
         if output_type == "pil":
             result = [to_pil(image) for image in to_uint8(images)]
         else:

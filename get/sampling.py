@@ -19,6 +19,7 @@ def generate(
     seed: int,
     indices: Sequence[int],
     iterations: int | None = None,
+    tol: float = 0.0,
     batch_size: int = 256,
 ) -> Float[Tensor, "batch channels side side"]:
     """Make images of given noise; what else is random comes from (seed, index) too.
@@ -30,6 +31,7 @@ def generate(
         seed: Names, with `indices`, the random starts of a model that draws them.
         indices: One a sample.
         iterations: Number of iterations; None takes the model's own.
+        tol: An image stops iterating at this relative residual; 0 never stops early.
         batch_size: Images at once; has no influence on them.
 
     Returns:
@@ -43,7 +45,9 @@ def generate(
         rows = slice(at, at + batch_size)
         classes = None if labels is None else labels[rows].to(model.device)
         z0 = random_start(model, seed, indices[rows])
-        images = model.images(noise[rows].to(model.device), classes, iterations=iterations, z0=z0)
+        images = model.images(
+            noise[rows].to(model.device), classes, iterations=iterations, z0=z0, tol=tol
+        )
         parts.append(images.float().cpu())
     return torch.cat(parts)
 

@@ -47,6 +47,7 @@ def main(config: SampleConfig) -> None:
         "seed": config.seed,
         "class_labels": classes,
         "iterations": config.iterations,
+        **({"tol": config.tol} if config.tol else {}),
     }
     open_folder(config.output_dir, settings)
     missing = [
@@ -66,6 +67,7 @@ def main(config: SampleConfig) -> None:
                 seed=config.seed,
                 indices=indices,
                 iterations=config.iterations,
+                tol=config.tol,
             )
             with torch.no_grad():
                 images = pipeline.to_images(images).cpu()

@@ -156,3 +156,21 @@ BAD_INPUT = {
 def test_bad_input_is_refused_with_what_was_expected(model, arguments):
     with pytest.raises(InputError, match=r"^expected .*, got"):
         GETPipeline(model)(batch_size=2, **arguments)
+
+
+def test_images_stop_iterating_by_their_residual_and_alone_as_in_a_batch():
+    model = tiny_get()
+    pipeline, noise = GETPipeline(model), normal(6)
+    made, exact = (
+        pipeline(latents=noise, iterations=40, tol=tol, output_type="pt", return_dict=False)[0]
+        for tol in (1e-2, 0.0)
+    )
+    evaluations = model.solve(noise, None, 40, None, None, tol=1e-2).evaluations
+    assert evaluations.max() < 40
+    torch.testing.assert_close(made, exact, rtol=0, atol=0.05)
+    (alone,) = pipeline(
+        latents=noise[2:3], iterations=40, tol=1e-2, output_type="pt", return_dict=False
+    )
+    torch.testing.assert_close(alone, made[2:3])
+    with pytest.raises(InputError, match="leave iterations and tol out"):
+        GETPipeline(tiny_vit())(latents=noise, tol=0.1)

@@ -120,9 +120,10 @@ class GET(Student):
         *,
         iterations: int | None = None,
         z0: Float[Tensor, "batch tokens width"] | None = None,
+        tol: float = 0.0,
     ) -> Float[Tensor, "batch channels side side"]:
         """Make images; see `Student.images`."""
-        return self(noise, labels, iterations=iterations, z0=z0)
+        return self(noise, labels, iterations=iterations, z0=z0, tol=tol)
 
     def forward(
         self,
@@ -132,6 +133,7 @@ class GET(Student):
         iterations: int | None = None,
         z0: Float[Tensor, "batch tokens width"] | None = None,
         generator: torch.Generator | None = None,
+        tol: float = 0.0,
     ) -> Float[Tensor, "batch channels side side"]:
         """Make images from noise.
 
@@ -141,6 +143,7 @@ class GET(Student):
             iterations: Evaluations of the equilibrium blocks; None takes the config's.
             z0: Start of the iteration; None follows the config's policy.
             generator: Draws the start where the policy is "normal" and `z0` is None.
+            tol: An image stops iterating at this relative residual; 0 never stops early.
 
         Returns:
             Images, nominally in [-1, 1], not clipped.
@@ -149,7 +152,7 @@ class GET(Student):
             InputError: If shapes or labels do not fit the model, or a start has to be drawn and
                 there is no generator.
         """
-        return self.decode(self.solve(noise, labels, iterations, z0, generator).z)
+        return self.decode(self.solve(noise, labels, iterations, z0, generator, tol).z)
 
     def trajectory(
         self,
@@ -223,6 +226,7 @@ class GET(Student):
         iterations: int | None,
         z0: Tensor | None,
         generator: torch.Generator | None,
+        tol: float = 0.0,
     ) -> Solution:
         """Run the injection blocks once and iterate the equilibrium map; no decoding."""
         problem = self.problem(noise, labels, z0, generator)
@@ -232,7 +236,9 @@ class GET(Student):
             inputs=problem.inputs,
             gradient=Unrolled(checkpoint=self.gradient_checkpointing),
             max_steps=self.iterations if iterations is None else iterations,
+            tol=tol,
             select=self.select,
+            compact=tol > 0,
         )
 
     def problem(

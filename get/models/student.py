@@ -110,6 +110,7 @@ class Student(ModelMixin, ConfigMixin):
         *,
         iterations: int | None = None,
         z0: Float[Tensor, "batch ..."] | None = None,
+        tol: float = 0.0,
     ) -> Float[Tensor, "batch channels side side"]:
         """Make images, nominally in [-1, 1], not clipped.
 
@@ -118,14 +119,15 @@ class Student(ModelMixin, ConfigMixin):
             labels: Class indices; None exactly if the model is unconditional.
             iterations: Number of iterations; None takes the model's own.
             z0: Start of the iteration, of `start_shape`; None where none is drawn.
+            tol: An image stops iterating at this relative residual; 0 never stops early.
 
         Raises:
             InputError: If the arguments do not fit the model.
         """
-        if iterations is not None or z0 is not None:
+        if iterations is not None or z0 is not None or tol:
             raise InputError(
                 f"expected a model that iterates for iterations, got a {type(self).__name__}; "
-                "leave iterations out"
+                "leave iterations and tol out"
             )
         return self(noise, labels)
 

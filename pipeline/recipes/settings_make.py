@@ -168,6 +168,7 @@ class SampleConfig:
         seed: With the index of an image it names its noise and label.
         class_labels: Classes to cycle through; None draws them.
         iterations: Iterations of a GET; None takes the model's default.
+        tol: An image stops iterating at this relative residual; 0 never stops early.
         batch_size: Images at once; has no influence on them.
     """
 
@@ -177,6 +178,7 @@ class SampleConfig:
     seed: int = 0
     class_labels: tuple[int, ...] | None = None
     iterations: int | None = None
+    tol: float = 0.0
     batch_size: int = 256
 
     def __post_init__(self) -> None:
@@ -185,3 +187,5 @@ class SampleConfig:
         unsigned(self.seed)
         if self.iterations is not None:
             positive(iterations=self.iterations)
+        if not 0 <= self.tol < 1:
+            raise InputError(f"expected tol in [0, 1), got {self.tol}")
