@@ -13,7 +13,7 @@ from pipeline.training.step import TrainingStep, build_rollout
 
 from .problems import normal, tiny_get, tiny_vit
 
-CONFIG = TrainConfig(output_dir=Path(), pairs="", window_share=0.25, global_batch_size=8)
+CONFIG = TrainConfig(output_dir=Path(), pairs="", window_share=0.25, window_rollout=(3, 12))
 
 
 def rows(first: int, count: int, share: float) -> list[int]:

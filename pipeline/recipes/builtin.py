@@ -38,6 +38,7 @@ def _equilibria() -> Recipe:
         DIGITS.students["digits"],
         max_train_steps=2000,
         global_batch_size=64,
+        window_share=0.0,
         optimizer="adamw",
         lr_scheduler="cosine",
     )

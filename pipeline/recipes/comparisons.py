@@ -105,11 +105,15 @@ def claim(student: TrainConfig) -> tuple[Training, ...]:
 
 
 def _short(student: TrainConfig, name: str, steps: int) -> TrainConfig:
-    """Return a training of few steps that spends no time on being watched."""
+    """Return a training of few steps that spends no time on being watched.
+
+    Without rollouts: these comparisons were measured before recipes had them.
+    """
     return replace(
         student,
         output_dir=RUNS / name,
         max_train_steps=steps,
+        window_share=0.0,
         validation_steps=steps,
         feature_network=None,
         real_images=None,

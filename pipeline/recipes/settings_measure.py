@@ -32,7 +32,7 @@ class EvaluateConfig:
     feature_network: Path
     output_dir: Path
     num_images: int = 5000
-    iterations: tuple[int, ...] = (1, 3, 4, 6, 12)
+    iterations: tuple[int, ...] = (1, 2, 3, 4, 6, 12, 24)
     batch_size: int = 256
 
     def __post_init__(self) -> None:

@@ -138,7 +138,7 @@ class TrainConfig(TrainingConfig):
     solver_max_steps: int = 24
     solver_tol: float = 1e-3
     window_share: float = 0.0
-    window_rollout: tuple[int, int] = (3, 12)
+    window_rollout: tuple[int, int] = (1, 4)
     jacobian_weight: float = 0.0
     jacobian_probability: float = 1.0
     compile: bool = False
