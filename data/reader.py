@@ -4,10 +4,14 @@ Shards are decoded completely and kept in memory up to a limit. There is no stat
 resumed run asks for the batch it needs next and nothing before it is opened.
 """
 
+import atexit
+import multiprocessing
 import signal
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
+from multiprocessing.connection import wait
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -129,6 +133,39 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _kill_workers() -> None:
+    """Kill the loader workers that are left when Python ends, after a crash for instance.
+
+    Python itself would send them SIGTERM, which they ignore, and wait for them for ever.
+    """
+    _ignore_deaths()
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+def _ignore_deaths() -> None:
+    """Let torch raise nothing more, wherever Python is, because a loader worker has died."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _named_deaths(chunks: Iterable[_Chunk | str], workers: int) -> Iterator[_Chunk | str]:
+    """Pass chunks on; say so in one line if a loader worker has died."""
+    try:
+        yield from chunks
+    except (RuntimeError, OSError, EOFError) as error:  # whichever DataLoader meets first
+        _ignore_deaths()
+        left = [process for process in multiprocessing.active_children() if process.daemon]
+        # Its connections close before it is dead.
+        if len(left) == workers and not wait([process.sentinel for process in left], timeout=1):
+            raise
+        raise InputError(
+            f"expected {workers} loader workers, got one that was killed, perhaps for lack of "
+            "memory; choose a smaller --dataloader_num_workers"
+        ) from error
+
+
 def batches(
     order: Order,
     *,
@@ -155,6 +192,9 @@ def batches(
             if a shard is damaged and may not be skipped or the data set cannot be reached.
     """
     check_readers(order.streams, processes, workers)
+    if workers:
+        atexit.unregister(_kill_workers)  # once is enough
+        atexit.register(_kill_workers)  # runs before Python waits for its children
     per_process = order.streams // processes
     streams = range(rank * per_process, (rank + 1) * per_process)
     loader = DataLoader(
@@ -165,7 +205,8 @@ def batches(
         # Without one, DataLoader draws the seeds of its workers from torch's global generator.
         generator=torch.Generator(),
     )
-    return _assemble(loader, per_process, damaged or (lambda number, description: None))
+    chunks = _named_deaths(loader, workers)
+    return _assemble(chunks, per_process, damaged or (lambda number, description: None))
 
 
 def _assemble(
