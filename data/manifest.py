@@ -12,6 +12,7 @@ reader.py reads them. Importing this file is quick: it needs no torch.
 import json
 import os
 from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from json import JSONDecodeError
 from pathlib import Path
@@ -220,6 +221,11 @@ def read_record(folder: Source, shard: int) -> ShardRecord | None:
             f"expected a shard record in {store.place(record_name(shard))}, got "
             f"{type(error).__name__}; delete it and run make_pairs.py again"
         ) from error
+
+
+def missing_shards(folder: Path, shards: Iterable[int]) -> Iterator[int]:
+    """Yield those of some shards that do not exist when they are asked for."""
+    return (shard for shard in shards if read_record(folder, shard) is None)
 
 
 def tidy(folder: Path) -> None:

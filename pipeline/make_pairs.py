@@ -15,7 +15,7 @@ import os
 import sys
 import time
 
-from data.manifest import read_record, record_path, tidy
+from data.manifest import missing_shards, record_path, tidy
 from data.writer import open_pairs, write_shards
 from pipeline.jobs.processes import local_device, local_main
 from pipeline.jobs.share import share
@@ -28,7 +28,7 @@ def main(config: PairsConfig) -> None:
     teacher, manifest = open_pairs(config, local_device())
     folder = config.output_dir
     shards = range(config.num_pairs // config.pairs_per_shard)
-    mine = [i for i in shards[task::tasks] if read_record(folder, i) is None]
+    mine = list(missing_shards(folder, shards[task::tasks]))
     if not mine:
         tidy(folder)
         print(f"{status(config)}; nothing to do for task {task} of {tasks}")
@@ -46,10 +46,11 @@ def main(config: PairsConfig) -> None:
                 bar.close()
                 signals.exit(signals.received, status(config))
 
-        write_shards(folder, mine, teacher, manifest, progress)
+        # Others may have written some of them since.
+        written = write_shards(folder, missing_shards(folder, mine), teacher, manifest, progress)
     tidy(folder)
-    rate = total / (time.perf_counter() - began)
-    print(f"wrote {len(mine)} shards, {rate:.0f} pairs/s; {status(config)}", file=sys.stderr)
+    rate = sum(record.count for record in written) / (time.perf_counter() - began)
+    print(f"wrote {len(written)} shards, {rate:.0f} pairs/s; {status(config)}", file=sys.stderr)
 
 
 def status(config: PairsConfig) -> str:

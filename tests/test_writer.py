@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from data import SHIPPED
-from data.manifest import PairSettings, count_shards, open_data_set, read_record, tidy
+from data.manifest import (
+    PairSettings,
+    count_shards,
+    missing_shards,
+    open_data_set,
+    read_record,
+    tidy,
+)
 from data.open_shard import OpenShard
 from data.writer import generate_shard, write_shards
 from get.errors import InputError
@@ -108,6 +115,14 @@ def test_tidying_removes_leftovers_of_what_exists_and_nothing_else(tmp_path):
     (tmp_path / ".pairs-000001.tar.abc.tmp").touch()  # another task is at work on it
     tidy(tmp_path)
     assert contents(tmp_path) == before | {".pairs-000001.tar.abc.tmp": b""}
+
+
+def test_a_shard_that_another_job_wrote_meanwhile_is_not_written_again(tmp_path):
+    work(tmp_path, 0)  # shards 0, 3, 6, 9
+    missing = missing_shards(tmp_path, range(4))
+    assert next(missing) == 1
+    write_shards(tmp_path, [2], Softsign(), MANIFEST)
+    assert list(missing) == []
 
 
 def test_encoding_overlaps_the_next_teacher_batch(tmp_path, monkeypatch):
