@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,15 @@ def hidden_path(path: Path) -> Path:
     Every writer gets a name of its own; process ids repeat across threads and machines.
     """
     return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+
+
+def check_local(folder: Path) -> None:
+    """Refuse addresses where a local folder is written; `Path` makes `s3:/x` of `s3://x`."""
+    if re.match(r"[a-zA-Z][\w+.-]+:", str(folder)):
+        raise InputError(
+            f"expected a local folder to write to, got the address {folder}; "
+            "write to a local folder and copy it there"
+        )
 
 
 def delete_leftovers(folder: Path) -> None:

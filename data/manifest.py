@@ -18,7 +18,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal
 
-from data.files import hidden_path, sync
+from data.files import check_local, hidden_path, sync
 from data.store import Cached, Folder, Source, Store, open_store
 from data.teachers.settings import Execution, Sampler, SamplerName
 from get.errors import InputError
@@ -60,6 +60,10 @@ class PairSettings:
     mixed_precision: Literal["no", "bf16"] = "no"
     compile: bool = False
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot mean anything."""
+        check_local(self.output_dir)
 
     def teacher_settings(self) -> tuple[Sampler, Execution]:
         """Return how the teacher is run."""

@@ -17,7 +17,7 @@ import tyro
 from safetensors.torch import save_file
 
 from data import locuslab_pairs
-from data.files import new_folder, write_json
+from data.files import check_local, new_folder, write_json
 from data.manifest import ImageFormat
 from data.teachers.edm.checkpoint import load, save
 from get.errors import InputError
@@ -100,6 +100,7 @@ def main(config: Conversion) -> None:
     Raises:
         InputError: If the source is not what it should be or OUT exists.
     """
+    check_local(config.output_dir)
     if config.output_dir.exists():
         raise InputError(
             f"expected nothing at {config.output_dir}, got a file or folder; choose another place"

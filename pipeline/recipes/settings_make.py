@@ -138,6 +138,7 @@ class PairsConfig(PairSettings):
 
     def __post_init__(self) -> None:
         """Refuse numbers that do not divide."""
+        super().__post_init__()
         positive(
             num_pairs=self.num_pairs,
             pairs_per_shard=self.pairs_per_shard,
