@@ -11,12 +11,13 @@ reader.py reads them. Importing this file is quick: it needs no torch.
 
 import json
 import os
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from data.files import check_local, hidden_path, sync
 from data.store import Cached, Folder, Source, Store, open_store
@@ -24,6 +25,8 @@ from data.teachers.settings import Execution, Sampler, SamplerName
 from get.errors import InputError
 
 SCHEMA = 1
+NAMES = re.compile(r"manifest\.json|pairs-([0-9]{6}|[1-9][0-9]{6,17})\.(tar|json)")
+"""The names of the files of a data set; the number is that of a shard."""
 ImageFormat = Literal["png", "npy", "npy32"]
 
 
@@ -63,7 +66,23 @@ class PairSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot mean anything."""
+        if not isinstance(self.output_dir, Path):
+            raise InputError(f"expected output_dir as a Path, got {self.output_dir!r}")
         check_local(self.output_dir)
+        for name in ("pairs_per_shard", "teacher_batch_size", "num_inference_steps", "pack"):
+            if (value := getattr(self, name)) < 1:
+                raise InputError(f"expected {name} above 0, got {value}")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"expected seed from 0 to 2^64 - 1, got {self.seed}")
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise InputError(f"expected {name} among {known}, got {getattr(self, name)}")
+        if self.pack > 1 and self.teacher_batch_size % self.pack:
+            raise InputError(
+                f"expected pack to divide teacher_batch_size {self.teacher_batch_size}, "
+                f"got {self.pack}; a stack is cut from one teacher batch"
+            )
 
     def teacher_settings(self) -> tuple[Sampler, Execution]:
         """Return how the teacher is run."""
@@ -237,8 +256,9 @@ def tidy(folder: Path) -> None:
 
     A writer that still works on one of them loses nothing, because its shard exists.
     """
-    for path in folder.glob(".*.tmp"):
-        if (folder / path.name[1:].rsplit(".", 2)[0]).exists():
+    for path in folder.glob(f".*.{'?' * 32}.tmp"):
+        name = path.name[1:].rsplit(".", 2)[0]
+        if NAMES.fullmatch(name) and (folder / name).exists():
             path.unlink(missing_ok=True)
 
 

@@ -14,11 +14,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.manifest import Manifest, PairSettings, ShardRecord, open_data_set, read_record
+from data.manifest import (
+    Manifest,
+    PairSettings,
+    ShardRecord,
+    open_data_set,
+    read_record,
+    tidy,
+)
 from data.open_shard import OpenShard
 from data.pairs import Pairs
 from data.teachers.open import open_teacher
 from data.teachers.teacher import Teacher
+from get.errors import InputError
 from get.noise import draw
 
 AHEAD = 2  # batches that may wait to be encoded
@@ -30,26 +38,32 @@ def generate_shard(
     """Make one shard, or return its record if it exists: a pure call for any scheduler.
 
     Shards are numbered from 0. The teacher runs on the device and stays open in this process
-    between calls with the same settings.
+    between calls with the same settings; it is opened for a shard that exists too, because its
+    weights are part of what is compared.
 
     Raises:
         InputError: If there is no such teacher, or the folder holds pairs of other settings.
     """
-    if (record := read_record(settings.output_dir, shard)) is None:
-        (record,) = write_shards(settings.output_dir, [shard], *_opened(settings, device))
+    if shard < 0:
+        raise InputError(f"expected shards numbered from 0, got {shard}")
+    teacher, manifest = open_pairs(settings, device)
+    folder = settings.output_dir
+    if (record := read_record(folder, shard)) is None:
+        (record,) = write_shards(folder, [shard], teacher, manifest)
+        tidy(folder)
     return record
 
 
 def open_pairs(settings: PairSettings, device: torch.device | str) -> tuple[Teacher, Manifest]:
     """Open the teacher and the data set in its folder; arguments as in `generate_shard`."""
     sampler, execution = settings.teacher_settings()
-    teacher = open_teacher(settings.teacher, sampler, device, execution)
+    teacher = _teacher(settings.teacher, sampler, device, execution)
     manifest = describe(teacher, settings)
     open_data_set(settings.output_dir, manifest)
     return teacher, manifest
 
 
-_opened = lru_cache(maxsize=1)(open_pairs)
+_teacher = lru_cache(maxsize=1)(open_teacher)
 
 
 def describe(teacher: Teacher, settings: PairSettings) -> Manifest:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data import SHIPPED
+from data.files import hidden_path
 from data.manifest import (
     PairSettings,
     count_shards,
@@ -109,12 +110,16 @@ def test_twenty_kills_of_the_command_leave_the_bytes_of_an_undisturbed_run(tmp_p
 def test_tidying_removes_leftovers_of_what_exists_and_nothing_else(tmp_path):
     work(tmp_path, 0)
     before = contents(tmp_path)
-    (tmp_path / ".pairs-000000.tar.abc.tmp").touch()
-    (tmp_path / ".pairs-000000.json.abc.tmp").touch()
-    (tmp_path / ".manifest.json.abc.tmp").touch()
-    (tmp_path / ".pairs-000001.tar.abc.tmp").touch()  # another task is at work on it
+    for leftover in ("pairs-000000.tar", "pairs-000000.json", "manifest.json"):
+        hidden_path(tmp_path / leftover).touch()
+    kept = {
+        hidden_path(tmp_path / "pairs-000001.tar").name,  # another task is at work on it
+        *(".manifest.json.swp.tmp", ".pairs-000000.tar.rsync1.tmp"),  # somebody else's
+    }
+    for name in kept:
+        (tmp_path / name).touch()
     tidy(tmp_path)
-    assert contents(tmp_path) == before | {".pairs-000001.tar.abc.tmp": b""}
+    assert contents(tmp_path) == before | dict.fromkeys(kept, b"")
 
 
 def test_a_shard_that_another_job_wrote_meanwhile_is_not_written_again(tmp_path):
@@ -189,5 +194,34 @@ def test_generate_shard_is_one_pure_call(tmp_path, pack):
     generate_shard(settings, 0)
     generate_shard(settings, 1)
     assert count_shards(settings.output_dir) == 3
-    with pytest.raises(InputError, match="seed was 0, is 1"):
-        generate_shard(replace(settings, seed=1), 3)
+    for shard in (2, 3):  # the first of them is there
+        with pytest.raises(InputError, match="seed was 0, is 1"):
+            generate_shard(replace(settings, seed=1), shard)
+        with pytest.raises(InputError, match="no-such"):
+            generate_shard(replace(settings, teacher=str(tmp_path / "no-such")), shard)
+    with pytest.raises(InputError, match="numbered from 0, got -1"):
+        generate_shard(settings, -1)
+    leftover = hidden_path(settings.output_dir / "pairs-000003.tar")
+    leftover.touch()  # of a worker that was killed
+    generate_shard(settings, 3)
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"image_format": "jpg"}, "image_format among png, npy, npy32, got jpg"),
+        ({"mixed_precision": "fp8"}, "mixed_precision among no, bf16"),
+        ({"pack": 3, "teacher_batch_size": 16}, "pack to divide teacher_batch_size 16, got 3"),
+        ({"pairs_per_shard": 0}, "pairs_per_shard above 0, got 0"),
+        ({"teacher_batch_size": -1}, "teacher_batch_size above 0"),
+        ({"seed": 2**64}, r"seed from 0 to 2\^64 - 1"),
+        ({"output_dir": "pairs"}, "output_dir as a Path, got 'pairs'"),
+        ({"output_dir": Path("s3://bucket")}, "a local folder to write to, got the address"),
+    ],
+)
+def test_settings_of_pairs_that_mean_nothing_are_refused_where_they_are_made(changes, shown):
+    settings = PairSettings(teacher="x", output_dir=Path("x"))
+    vars(settings).update(changes)  # the plugin that checks types would refuse some before
+    with pytest.raises(InputError, match=shown):
+        settings.__post_init__()
