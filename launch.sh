@@ -190,6 +190,7 @@ done
 run_recipe stage_each sample pipeline.sample "${students[0]}" \
     --model "${runs[0]}" --output_dir "${runs[0]}/images"
 run_recipe stage evaluate pipeline.evaluate "$recipe" --pairs "$pairs" --teacher "$teacher" \
-    --runs "${runs[@]}" --output_dir "${runs[0]}/evaluation" ${features_flag[@]+"${features_flag[@]}"}
+    --runs "${runs[@]}" --output_dir "${runs[0]}/evaluation" \
+    ${features_flag[@]+--feature_networks "$features"}
 run_recipe stage report pipeline.report "$recipe" --evaluation "${runs[0]}/evaluation"
 printf '\n%s' "$summary"

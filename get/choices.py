@@ -7,3 +7,6 @@ Start = Literal["injection", "zeros", "normal"]
 
 MapForm = Literal["anchored", "plain"]
 """The map GET iterates: z <- x + (blocks(z) - z), or z <- blocks(z) as published."""
+
+Body = Literal["plain", "residual", "transformer"]
+"""What a feature network is made of; see `get.metrics.classifier`."""

@@ -11,7 +11,7 @@ if __name__ == "__main__":
     cli.check_arguments(evaluations)
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,13 @@ from data.files import new_file, read_json, write_json
 from data.manifest import Manifest, count_shards, read_manifest
 from data.pairs import Pairs
 from data.reader import read_shard
-from data.real.features import RealFeatures
+from data.real.scores import RealScores
 from data.teachers.open import open_teacher
 from data.teachers.settings import Execution, Sampler
 from data.teachers.teacher import Teacher
 from get.cost import count_macs, count_parameters, images_per_second
 from get.errors import InputError
 from get.images import from_uint8, grid, to_uint8
-from get.metrics import nearest_distance, score
 from get.models import Student
 from get.sampling import generate
 from pipeline.jobs.processes import local_device
@@ -48,8 +47,8 @@ def main(config: EvaluateConfig) -> None:
     device = local_device()
     manifest = read_manifest(config.pairs)
     held_out, first_index = read_held_out(config, manifest)
-    real = RealFeatures(
-        config.feature_network, config.real_images, manifest.image_shape, device, config.batch_size
+    real = RealScores(
+        config.feature_networks, config.real_images, manifest.image_shape, device, config.batch_size
     )
     teacher = open_their_teacher(config, manifest, device)
     students = load_students(config, manifest, device)
@@ -97,7 +96,7 @@ class Evaluation:
     manifest: Manifest
     held_out: Pairs
     first_index: int
-    real: RealFeatures
+    real: RealScores
 
     def inputs(self, weights: str) -> dict[str, object]:
         """Return all that a measurement depends on."""
@@ -106,7 +105,7 @@ class Evaluation:
             "iterations": list(self.config.iterations),
             "num_images": self.config.num_images,
             "real_images": self.config.real_images,
-            "feature_network": weights_hash(self.config.feature_network, "."),
+            "feature_networks": [weights_hash(p, ".") for p in self.config.feature_networks],
             "teacher": self.manifest.teacher,
             "seed": self.manifest.seed,
             "first_index": self.first_index,
@@ -184,18 +183,7 @@ class Evaluation:
 
     def scores(self, images: Tensor) -> dict[str, object]:
         """Return every score of generated images (as 8-bit PNGs would hold them)."""
-        images, real = from_uint8(to_uint8(images)), self.real
-        features = real.features_of(images)
-        scores: dict[str, object] = {
-            split: asdict(score(features, of_split)) for split, of_split in real.features.items()
-        }
-        if self.held_out.labels is not None:
-            scores["class_accuracy"] = real.class_accuracy(images, self.held_out.labels)
-        training = real.images["training"]
-        scores["nearest_training_image"] = float(nearest_distance(images, training).mean())
-        held_out = nearest_distance(real.images["held_out"], training)
-        scores["nearest_training_image_of_held_out"] = float(held_out.mean())
-        return scores
+        return self.real(from_uint8(to_uint8(images)), self.held_out.labels)
 
 
 def iterations_of(config: EvaluateConfig, student: Student | None) -> list[int | None]:

@@ -1,4 +1,4 @@
-"""Train the small classifier whose features FID, KID and precision/recall use.
+"""Train the small classifiers whose features FID, KID and precision/recall use.
 
 Sees the training part only; its accuracy on the held-out part stands in its card.
 Next: evaluate.py.
@@ -49,6 +49,7 @@ def main(config: ClassifierConfig) -> None:
         width=config.width,
         features=config.features,
         num_classes=int(labels.max()) + 1,
+        body=config.body,
     ).to(accelerator.device)
     updates = Updates(config, model)
 
@@ -69,7 +70,7 @@ def main(config: ClassifierConfig) -> None:
                 "held_out_accuracy": accuracy(updates.average, held_out),
             }
             title = f"Feature network for {config.train_data_dir}"
-            text = "Small convolutional classifier; FID uses its penultimate features."
+            text = f"Small classifier ({config.body}); FID uses its penultimate features."
             write_card(run, title, text, figures)
     print(f"feature network {config.output_dir}")
 

@@ -128,7 +128,7 @@ def refusals(tmp_path, smoke_pairs, smoke, pictures, own_pairs, own_teacher):
         ("train_teacher", "smoke", "--check", "--output_dir", none, "expected a teacher"),
         ("train_teacher", "smoke", "--train_data_dir", none, "there is no such folder"),
         (*evaluate, "--num_images", 65, "expected 65 held-out pairs"),
-        (*evaluate, "--feature_network", none, "expected a feature network"),
+        (*evaluate, "--feature_networks", none, "expected a feature network"),
         (*evaluate, "--teacher", own_teacher, "expected the teacher that made"),
         (*evaluate, *elsewhere, "expected images of (3, 16, 16)"),
         (*evaluate, "--real_images", pictures, "expected images of (1, 8, 8)"),

@@ -36,6 +36,7 @@ def make(kind: type, **changes):
         "holdout_shards": 1,
         "runs": (),
         "real_images": "",
+        "feature_networks": (),
     }
     given = {k: v for k, v in {**PATHS, **needed}.items() if k in names}
     given.pop("model", None) if kind is TrainConfig else None

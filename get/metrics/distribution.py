@@ -59,6 +59,14 @@ def frechet_distance(
     return fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
 
 
+def precision_recall(
+    generated: Float[Tensor, "generated features"], real: Float[Tensor, "real features"]
+) -> tuple[float, float]:
+    """Return precision and recall of feature vectors; see `Scores`."""
+    prc = prc_features_to_metric(generated, real, verbose=False)
+    return float(prc["precision"]), float(prc["recall"])
+
+
 def score(
     generated: Float[Tensor, "generated features"],
     real: Float[Tensor, "real features"],
@@ -90,12 +98,12 @@ def score(
         rng_seed=seed,
         verbose=False,
     )
-    prc = prc_features_to_metric(generated, real, verbose=False)
+    precision, recall = precision_recall(generated, real)
     return Scores(
         fid=frechet_distance(generated, real),
         kid=kid["kernel_inception_distance_mean"],
-        precision=float(prc["precision"]),
-        recall=float(prc["recall"]),
+        precision=precision,
+        recall=recall,
         generated=len(generated),
         real=len(real),
     )

@@ -21,7 +21,7 @@ def stages(recipe: Recipe) -> str:
     assert recipe.evaluate is not None
     lines = []
     for weights, own in (
-        (recipe.evaluate.feature_network, recipe.classifier),
+        (recipe.evaluate.feature_networks[0], recipe.classifier),
         (recipe.pairs.teacher, recipe.teacher),
     ):
         if Path(weights).is_relative_to(SHIPPED):

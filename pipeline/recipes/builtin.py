@@ -2,33 +2,55 @@
 
 from dataclasses import replace
 
+from data import SHIPPED
 from pipeline.recipes.recipe import RUNS, Images, Recipe, distillation, with_students
 from pipeline.recipes.settings_make import ClassifierConfig, TeacherConfig
 from pipeline.recipes.settings_train import GETModel, ViTModel
 
+
+def _judged(recipe: Recipe) -> Recipe:
+    """Return the recipe with two more feature networks, shipped, of other bodies and seeds."""
+    assert recipe.classifier is not None
+    assert recipe.evaluate is not None
+    judges = {
+        "b": replace(recipe.classifier, body="residual", width=24, seed=1),
+        "c": replace(recipe.classifier, body="transformer", width=64, seed=2),
+    }
+    name = recipe.classifier.output_dir.name
+    judges = {k: replace(c, output_dir=RUNS / f"{name}-{k}") for k, c in judges.items()}
+    shipped = tuple(SHIPPED / c.output_dir.name for c in judges.values())
+    networks = (*recipe.evaluate.feature_networks, *shipped)
+    evaluate = replace(recipe.evaluate, feature_networks=networks)
+    return replace(recipe, judges=judges, evaluate=evaluate)
+
+
 # scikit-learn's digits: a quarter of an hour
-DIGITS = distillation(
-    "digits",
-    real_images="digits",
-    num_pairs=37 * 1024,
-    images=Images((1, 8, 8), 10),
-    classifier=ClassifierConfig(output_dir=RUNS, background=-1.0),
+DIGITS = _judged(
+    distillation(
+        "digits",
+        real_images="digits",
+        num_pairs=37 * 1024,
+        images=Images((1, 8, 8), 10),
+        classifier=ClassifierConfig(output_dir=RUNS, background=-1.0),
+    )
 )
 # 16x16 RGB patches of scikit-image's photographs; a student has as many tokens as for digits
-PHOTOS = distillation(
-    "photos",
-    real_images="photos",
-    num_pairs=21 * 1024,
-    images=Images((3, 16, 16), 3),
-    model=GETModel(patch_size=4),
-    teacher=TeacherConfig(
-        output_dir=RUNS,
-        block_out_channels=(16, 32, 48),
-        max_train_steps=1600,
-        global_batch_size=64,
-        learning_rate=4e-3,
-    ),
-    classifier=ClassifierConfig(output_dir=RUNS, width=24, max_train_steps=600),
+PHOTOS = _judged(
+    distillation(
+        "photos",
+        real_images="photos",
+        num_pairs=21 * 1024,
+        images=Images((3, 16, 16), 3),
+        model=GETModel(patch_size=4),
+        teacher=TeacherConfig(
+            output_dir=RUNS,
+            block_out_channels=(16, 32, 48),
+            max_train_steps=1600,
+            global_batch_size=64,
+            learning_rate=4e-3,
+        ),
+        classifier=ClassifierConfig(output_dir=RUNS, width=24, max_train_steps=600),
+    )
 )
 
 

@@ -49,6 +49,7 @@ class Recipe:
     Attributes:
         images: What the teacher makes; None asks the folder of real images.
         classifier: The feature network that FID uses; None if there is none to train.
+        judges: Further feature networks, by suffix of their names. No training may use them.
         teacher: How the teacher is trained; None if it is somebody else's.
         pairs: What the teacher writes.
         students: Name to training settings; the first is the one that is sampled.
@@ -57,6 +58,7 @@ class Recipe:
 
     images: Images | None
     classifier: ClassifierConfig | None = None
+    judges: Mapping[str, ClassifierConfig] = field(default_factory=dict)
     teacher: TeacherConfig | None = None
     pairs: PairsConfig
     students: Mapping[str, TrainConfig] = field(default_factory=dict)
@@ -165,7 +167,7 @@ def distillation(
         runs=(),
         teacher=pairs.teacher,
         real_images=str(real_images),
-        feature_network=features,
+        feature_networks=(features,),
         output_dir=RUNS / name / "evaluation",
     )
     recipe = Recipe(
@@ -206,8 +208,10 @@ def teachers(recipes: Recipes) -> dict[str, TeacherConfig]:
 
 
 def classifiers(recipes: Recipes) -> dict[str, ClassifierConfig]:
-    """Return the settings of train_classifier.py by recipe."""
-    return {name: r.classifier for name, r in recipes.items() if r.classifier is not None}
+    """Return the settings of train_classifier.py by recipe, and by recipe and suffix."""
+    first = {name: r.classifier for name, r in recipes.items() if r.classifier is not None}
+    judges = {f"{name}-{k}": c for name, r in recipes.items() for k, c in r.judges.items()}
+    return first | judges
 
 
 def pairs(recipes: Recipes) -> dict[str, PairsConfig]:

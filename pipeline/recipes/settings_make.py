@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.manifest import PairSettings
+from get.choices import Body
 from get.errors import InputError
 
 LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
@@ -111,12 +112,14 @@ class ClassifierConfig(TrainingConfig):
     Attributes:
         train_data_dir: "digits", "photos", or a folder of pictures of one size, a sub-folder a
             class.
-        width: Channels of its first convolution.
+        body: What it is made of; see `get.metrics.classifier`.
+        width: Channels of its first layer.
         features: Size of its feature vector.
         background: What moves in where a training image is shifted; None repeats its border.
     """
 
     train_data_dir: str = "digits"
+    body: Body = "plain"
     width: int = 32
     features: int = 64
     background: float | None = None

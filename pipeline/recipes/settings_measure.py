@@ -17,7 +17,8 @@ class EvaluateConfig:
         runs: The students.
         teacher: The teacher that made the pairs.
         real_images: "digits", "photos", or an image folder.
-        feature_network: The classifier whose features are compared.
+        feature_networks: The classifiers whose features are compared. Training may use the first;
+            the others judge what was trained on it.
         output_dir: One JSON a model is written here.
         num_images: Images a model.
         iterations: Numbers of iterations at which a GET is measured.
@@ -29,7 +30,7 @@ class EvaluateConfig:
     runs: tuple[Path, ...]
     teacher: str | Path
     real_images: str
-    feature_network: Path
+    feature_networks: tuple[Path, ...]
     output_dir: Path
     num_images: int = 5000
     iterations: tuple[int, ...] = (1, 2, 3, 4, 6, 12, 24)
