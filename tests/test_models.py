@@ -55,6 +55,25 @@ def test_macs_of_a_real_forward_follow_the_formula():
     assert count_macs(lambda: model(normal(1), iterations=iterations)) == expected
 
 
+def test_a_coda_runs_once_after_the_last_iteration():
+    n, d = 16, 16
+    with_coda, without = tiny_get(coda_depth=2), tiny_get()
+    blocks = 2 * ((4 + 2 * 4) * d * d * n + 2 * n * n * d)  # two blocks with MLPs of ratio 4
+    for iterations in (1, 3):
+        macs = [
+            count_macs(lambda m=m, k=iterations: m(normal(1), iterations=k))
+            for m in (with_coda, without)
+        ]
+        assert macs[0] - macs[1] == blocks
+    z = torch.randn(2, n, d, generator=seeded(0))
+    expected = z
+    for block in with_coda.coda_blocks:
+        expected = block(expected)
+    assert torch.equal(with_coda.image_of(z), with_coda.decode(expected))
+    images = with_coda.trajectory(normal(2), iterations=3).images
+    torch.testing.assert_close(images[-1], with_coda(normal(2), iterations=3))
+
+
 @pytest.mark.parametrize(
     "model", [GET(image_size=8, width=16), ViT(image_size=8, width=24)], ids=["GET", "ViT"]
 )

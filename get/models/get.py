@@ -1,8 +1,9 @@
 """GET, the Generative Equilibrium Transformer (arXiv:2401.08639): noise to image in one call.
 
 Injection blocks run once over the noise; their features drive a few weight-tied equilibrium
-blocks that are iterated. `get/equilibrium/solve.py` holds the loop, `layers.py` the blocks, and
-`get/losses.py` the training objective. The path of this module is written into saved pipelines.
+blocks that are iterated; coda blocks, if any, run once over the result.
+`get/equilibrium/solve.py` holds the loop, `layers.py` the blocks, and `get/losses.py` the training
+objective. The path of this module is written into saved pipelines.
 """
 
 from functools import partial
@@ -46,6 +47,8 @@ class GET(Student):
         mlp_ratio: Hidden width of the injection blocks' MLPs over `width`.
         equilibrium_mlp_ratio: The same for the equilibrium blocks.
         num_classes: Number of classes; None for an unconditional model.
+        coda_depth: Blocks between the last iteration and the decoder, shaped like the injection
+            blocks; 0 as published.
         iterations: Default number of iterations.
         z0: Where the iteration starts: at the injected features, at zeros, or at unit normal noise
             (locuslab/get's way; then the caller gives a generator or the tensor itself).
@@ -73,6 +76,7 @@ class GET(Student):
         mlp_ratio: float = 4.0,
         equilibrium_mlp_ratio: float = 6.0,
         num_classes: int | None = None,
+        coda_depth: int = 0,
         iterations: int = 6,
         z0: Start = "injection",
         map: MapForm = "anchored",
@@ -100,6 +104,7 @@ class GET(Student):
         self.equilibrium_blocks = nn.ModuleList(
             Block(width, heads, equilibrium_mlp_ratio) for _ in range(equilibrium_depth)
         )
+        self.coda_blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(coda_depth))
         self.decode = Decode(width, patch_size, channels)
         initialise(self)
 
@@ -152,7 +157,7 @@ class GET(Student):
             InputError: If shapes or labels do not fit the model, or a start has to be drawn and
                 there is no generator.
         """
-        return self.decode(self.solve(noise, labels, iterations, z0, generator, tol).z)
+        return self.image_of(self.solve(noise, labels, iterations, z0, generator, tol).z)
 
     def trajectory(
         self,
@@ -164,16 +169,9 @@ class GET(Student):
         equilibrium: Equilibrium | None = None,
         rollout: Rollout | None = None,
     ) -> Trajectory:
-        """Make the images that training looks at; further arguments and errors as in `forward`.
+        """Make the images that training looks at; see `Student.trajectory`.
 
-        Args:
-            noise: Unit normal noise.
-            labels: Class indices; None exactly if the model is unconditional.
-            iterations: Iterations gone through, an image each; None takes the config's, 0 (with
-                an equilibrium) leaves the converged state alone.
-            z0: Start of the iteration; None follows the config's policy.
-            equilibrium: How to go on to the converged state, the last image then; None does not.
-            rollout: Samples that begin later in their iteration; None lets all begin at `z0`.
+        0 iterations, with an equilibrium, make the image of the converged state alone.
         """
         problem = self.problem(noise, labels, z0)
         if rollout is not None:
@@ -206,7 +204,7 @@ class GET(Student):
                 compact=True,
             )
             states, residual, adjoint = (*states, end.z), end.residual, end.adjoint
-        images = torch.stack([self._part(self.decode, z) for z in states])
+        images = torch.stack([self.image_of(z) for z in states])
         f, residual = self.equilibrium_map, residual.mean()
         return Trajectory(images, residual, states, f, problem.inputs, adjoint)
 
@@ -251,7 +249,7 @@ class GET(Student):
         """Return what is to be solved for this noise: all that does not change in the iteration.
 
         `fixed_point(model.equilibrium_map, problem.z0, inputs=problem.inputs, ...)` solves it,
-        and `model.decode` makes images of the state found.
+        and `model.image_of` makes images of the state found.
         """
         check_call(noise, labels, self.channels, self.image_size, self.num_classes)
         x, label = self.embed(noise, labels)
@@ -273,6 +271,14 @@ class GET(Student):
         for block, u_i in zip(self.equilibrium_blocks, u, strict=True):
             out = recomputed(block, out, u_i) if recompute else block(out, u_i)
         return out if self.map == "plain" else x + (out - z)
+
+    def image_of(
+        self, z: Float[Tensor, "batch tokens width"]
+    ) -> Float[Tensor, "batch channels side side"]:
+        """Make images of a state: through the coda and the decoder."""
+        for block in self.coda_blocks:
+            z = self._part(block, z)
+        return self._part(self.decode, z)
 
     def _part(self, part: nn.Module, *inputs: Tensor | None) -> Tensor:
         """Call a part of the model; with gradient checkpointing only its inputs are kept."""

@@ -47,4 +47,4 @@ class OnTorchdeq(IterateLoss):
             return z
 
         states, _ = self.deq(f, start)
-        return Losses(torch.stack([self.loss(self.get.decode(z), target) for z in states]), None)
+        return Losses(torch.stack([self.loss(self.get.image_of(z), target) for z in states]), None)

@@ -43,6 +43,7 @@ class GETModel(Architecture):
     equilibrium_depth: int = 3
     heads: int = 2
     equilibrium_mlp_ratio: float = 4.0
+    coda_depth: int = 0
     iterations: int = 3
     z0: Start = "injection"
     map: MapForm = "anchored"
