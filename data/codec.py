@@ -4,6 +4,9 @@ Nothing is ever unpickled. See manifest.py for the layout of a data set.
 """
 
 import io
+import re
+import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from math import prod
@@ -13,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.manifest import ImageFormat
+from data.manifest import ImageFormat, Manifest
 from data.pairs import Pairs
 from get.images import from_pil, to_pil, to_uint8
 
@@ -53,41 +56,72 @@ def encode(
         yield sample
 
 
-def decode(samples: Iterable[Mapping[str, Any]], count: int) -> Pairs:
-    """Return the `count` pairs of some members, images as stored.
+def decode(samples: Iterable[Mapping[str, Any]], first: int, manifest: Manifest) -> Pairs:
+    """Return the pairs of a shard's members, images as stored.
+
+    What comes is untrusted: a matching sha256 excludes neither another shard nor tampering.
+
+    Args:
+        samples: The members, by key.
+        first: Index of the first pair.
+        manifest: What the pairs must be: their number, types, shapes and classes.
 
     Raises:
-        KeyError, ValueError, OSError: If a member is missing or damaged, or the shapes or numbers
-            of noise, images and labels do not fit: a matching sha256 does not exclude that.
+        ValueError: If they are anything else, or not finite.
     """
-    parts = [_decode(sample) for sample in samples]
-    noise = torch.from_numpy(np.concatenate([part[0] for part in parts]))
-    images = torch.from_numpy(np.concatenate([part[1] for part in parts]))
-    classes = [part[2] for part in parts if part[2] is not None]
-    labels = torch.from_numpy(np.concatenate(classes)) if classes else None
-    if noise.ndim != 4 or noise.shape != images.shape:
-        raise ValueError(f"noise of {tuple(noise.shape)} and images of {tuple(images.shape)}")
-    for rows in (noise, labels):
-        if rows is not None and len(rows) != count:
-            raise ValueError(f"{len(rows)} pairs")
+    parts, at, count = [], 0, manifest.pairs_per_shard
+    for sample in samples:
+        key, size = f"{first + at:09d}", min(manifest.pack, count - at)
+        if size < 1 or sample["__key__"] != key:
+            raise ValueError(f"pair {str(sample['__key__'])[:50]!r} where {key} should be")
+        parts.append(_decode(sample, size, manifest))
+        at += size
+    if at != count:
+        raise ValueError(f"{at} pairs")
+    noise, images = (torch.from_numpy(np.concatenate([part[i] for part in parts])) for i in (0, 1))
+    if not (torch.isfinite(noise).all() and torch.isfinite(images).all()):
+        raise ValueError("numbers that are not finite")
+    labels = None
+    if (num_classes := manifest.num_classes) is not None:
+        labels = torch.from_numpy(np.concatenate([part[2] for part in parts]))
+        if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise ValueError(f"labels outside 0 to {num_classes - 1}")
     return Pairs(noise, images, labels)
 
 
-def _decode(sample: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def kinds(manifest: Manifest) -> list[str]:
+    """Return what the members of a sample are called after its key, sorted."""
+    packed = manifest.pack > 1
+    labels = [] if manifest.num_classes is None else ["cls.npy" if packed else "cls"]
+    png = manifest.image_format == "png" and not packed
+    return [*labels, "image.png" if png else "image.npy", "latent.npy"]
+
+
+def _decode(
+    sample: Mapping[str, Any], size: int, manifest: Manifest
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return noise (float32), images (as stored) and labels of one member, a row per pair."""
-    noise = _array(sample["latent.npy"])
-    if "image.png" in sample:
-        with Image.open(io.BytesIO(sample["image.png"]), formats=("PNG",)) as picture:
-            images = from_pil(picture).numpy()
+    if (names := sorted(name for name in sample if name[:2] != "__")) != kinds(manifest):
+        raise ValueError(f"members {', '.join(names)[:100]} of a pair")
+    rows = (size, *manifest.image_shape)
+    shape = rows if manifest.pack > 1 else manifest.image_shape
+    noise = _array(sample["latent.npy"], "<f4", shape).reshape(rows)
+    if "image.png" in names:
+        images = _png(sample["image.png"], manifest.image_shape)[None]
     else:
-        images = _array(sample["image.npy"])
-    labels = None
-    if "cls.npy" in sample:
-        labels = _array(sample["cls.npy"])
-    elif "cls" in sample:
-        labels = np.array([int(sample["cls"])])
-    packed = noise.ndim == 4
-    return (noise, images, labels) if packed else (noise[None], images[None], labels)
+        images = _array(sample["image.npy"], DTYPES[manifest.image_format], shape).reshape(rows)
+    labels = np.zeros(0, np.int64)
+    if "cls.npy" in names:
+        labels = _array(sample["cls.npy"], "<i8", (size,))
+    elif "cls" in names:
+        if not re.fullmatch(rb"[0-9]{1,10}", digits := bytes(sample["cls"])):
+            raise ValueError(f"a label {digits[:20]!r}")
+        labels = np.array([int(digits)])
+    return noise, images, labels
+
+
+DTYPES = {"png": "|u1", "npy": "<f2", "npy32": "<f4"}
+"""How images are stored in arrays; a PNG becomes the same as its array."""
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -96,21 +130,35 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _array(data: bytes | memoryview) -> np.ndarray:
-    """Read an array. Parsing its header takes longer than the rest, so headers are cached."""
-    size = 10 + int.from_bytes(data[8:10], "little")
-    dtype, shape = _header(bytes(data[:size]))
-    if len(data) != size + dtype.itemsize * prod(shape):
+def _array(data: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read an array of this type and shape: its header is compared, never parsed."""
+    start, expected = 10 + int.from_bytes(data[8:10], "little"), _header(dtype, shape)
+    header = bytes(data[:start]) if start < 1000 else b""
+    if header[:8] != b"\x93NUMPY\1\0" or header[10:].rstrip(b" \n") != expected:
+        raise ValueError(f"an array of {header[10:110]!r} instead of {expected!r}")
+    if len(data) != start + np.dtype(dtype).itemsize * prod(shape):
         raise ValueError(f"{len(data)} bytes of an array of {shape} {dtype}")
-    return np.frombuffer(data, dtype, offset=size).reshape(shape)
+    return np.frombuffer(data, dtype, offset=start).reshape(shape)
 
 
 @lru_cache(maxsize=64)
-def _header(data: bytes) -> tuple[np.dtype, tuple[int, ...]]:
-    stream = io.BytesIO(data)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("an array format other than 1.0")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran or dtype.hasobject:
-        raise ValueError(f"an array of {dtype}, fortran order {fortran}")
-    return dtype, shape
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """Return the header that numpy writes, without padding."""
+    return f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+
+
+def _png(data: bytes | memoryview, shape: tuple[int, int, int]) -> np.ndarray:
+    """Read an 8-bit PNG of this shape; another size is refused before it is decoded."""
+    channels, height, width = shape
+    start = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(
+        ">2I2B", width, height, 8, {1: 0, 3: 2}[channels]
+    )
+    if data[: len(start)] != start:
+        raise ValueError(f"an image other than an 8-bit PNG of {shape}")
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            if picture.size != (width, height):  # of a second header
+                raise ValueError(f"a PNG of {picture.size}")
+            return from_pil(picture).numpy()
+    except (OSError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+        raise ValueError(f"a damaged PNG ({str(error)[:100]})") from error

@@ -8,14 +8,15 @@ labels. `pipeline/convert.py get_pairs` is the command.
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from data.manifest import ImageFormat, Manifest, open_data_set
+from data.files import write_json
+from data.manifest import ImageFormat, Manifest, open_data_set, read_record, record_path
 from data.pairs import Pairs
 from data.torch_file import StoredTensor, open_torch_file
 from data.writer import write_given
@@ -159,6 +160,7 @@ def convert(
             image_format=image_format,
             pairs_per_shard=pairs_per_shard,
             pack=pack,
+            imported=True,
         )
         if (shape, num_classes) != (manifest.image_shape, manifest.num_classes):
             raise InputError(
@@ -178,5 +180,11 @@ def convert(
         del pairs  # before the next file is read
         progress()
     if manifest is not None and shards:
-        open_data_set(folder, replace(manifest, teacher=digest.hexdigest()))
+        manifest = replace(manifest, teacher=digest.hexdigest())
+        for shard in range(shards):
+            record = read_record(folder, shard)
+            assert record is not None, "written above"
+            record = replace(record, manifest=manifest.identity)
+            write_json(record_path(folder, shard), asdict(record))
+        open_data_set(folder, manifest)
     return shards, count

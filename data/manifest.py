@@ -14,7 +14,8 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -112,6 +113,7 @@ class Manifest:
         num_classes: Number of classes; None if unlabelled.
         execution: Settings of the teacher's precision and speed that are not the default.
         vae: Folder or hub id whose `vae/` decodes the pairs if they are latents; None for images.
+        imported: Whether noise and labels come from elsewhere, not from `seed` and index.
     """
 
     schema: int = SCHEMA
@@ -127,6 +129,7 @@ class Manifest:
     pack: int = 1
     execution: dict[str, Any] = field(default_factory=dict)
     vae: str | None = None
+    imported: bool = False
 
     def __post_init__(self) -> None:
         """Refuse images that PNG cannot store."""
@@ -135,6 +138,21 @@ class Manifest:
                 f"expected 1 or 3 channels for image_format png, got {self.image_shape[0]}; "
                 "choose npy or npy32"
             )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what manifest.json holds."""
+        return {k: v for k, v in asdict(self).items() if k != "imported" or v}
+
+    @property
+    def identity(self) -> str:
+        """A hash of what decides the pairs; every record has it.
+
+        Defaults are left out, so it does not change when a field is added; a teacher may move, so
+        the place of its VAE is left out too.
+        """
+        defaults = {field.name: field.default for field in fields(self)} | {"execution": {}}
+        own = {k: v for k, v in asdict(self).items() if v != defaults[k] and k != "vae"}
+        return sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,12 +164,22 @@ class ShardRecord:
         first_index: Index of its first pair; the others follow.
         sha256: Hash of the tar.
         bytes: Size of the tar.
+        manifest: `identity` of the data set it belongs to; None in older records.
     """
 
     count: int
     first_index: int
     sha256: str
     bytes: int
+    manifest: str | None = None
+
+    def check(self, shard: int, manifest: Manifest) -> None:
+        """Raise ValueError if this is the record of another shard or data set."""
+        count = manifest.pairs_per_shard
+        if (self.first_index, self.count) != (shard * count, count):
+            raise ValueError(f"its record says {self.count} pairs from {self.first_index}")
+        if self.manifest not in (None, manifest.identity):
+            raise ValueError("its record is that of another data set")
 
 
 class DamagedShard(InputError):
@@ -208,7 +236,7 @@ def open_data_set(folder: Path, manifest: Manifest) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manifest.json"
     temporary = hidden_path(path)
-    temporary.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+    temporary.write_text(json.dumps(manifest.as_json(), indent=2) + "\n")
     try:
         sync(temporary)
         os.link(temporary, path)

@@ -76,6 +76,7 @@ class OpenShard:
                 first_index=self.shard * self.count,
                 sha256=self.digest.hexdigest(),
                 bytes=self.bytes,
+                manifest=self.manifest.identity,
             )
             record_file = record_path(self.folder, self.shard)
             try:

@@ -17,39 +17,58 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data.codec import decode
-from data.manifest import DamagedShard, read_record, tar_name
+from data.manifest import (
+    DamagedShard,
+    Manifest,
+    ShardRecord,
+    read_manifest,
+    read_record,
+    tar_name,
+)
 from data.order import Order, check_readers
 from data.pairs import Pairs
-from data.store import Source, open_store
+from data.store import Source, Store, open_store
 from data.tar import samples
 from get.errors import InputError
 
 CACHE_BYTES = 2**30  # of decoded shards, per process that reads
 
 
-def read_shard(source: Source, shard: int) -> Pairs:
-    """Decode one shard in index order, after comparing it with its record.
+def read_shard(source: Source, shard: int, manifest: Manifest | None = None) -> Pairs:
+    """Decode one shard in index order, after comparing it with its record and the manifest.
+
+    Args:
+        source: The data set.
+        shard: Its number.
+        manifest: That of the data set; None reads it.
 
     Raises:
-        DamagedShard: If it is missing or not what its record says.
-        InputError: If the store cannot be reached.
+        DamagedShard: If it is missing or not what record and manifest say.
+        InputError: If the store cannot be reached or the file not read; it may be undamaged.
     """
-    store = open_store(source)
-    record, name = read_record(store, shard), tar_name(shard)
-    expected = f"{record.count} pairs in {record.bytes} bytes" if record else "a finished shard"
+    store, name = open_store(source), tar_name(shard)
+    manifest = manifest or read_manifest(store)
+    record = read_record(store, shard)
+    expected = f"{manifest.pairs_per_shard} pairs" if record else "a finished shard"
     try:
-        if record is None:
-            raise FileNotFoundError("no record")
-        data = store.read_whole(name, record.bytes, record.sha256)
-        return decode(samples(data), record.count)
-    except InputError:  # the store cannot be reached, so the shard may be undamaged
+        return load_shard(store, shard, record, manifest)
+    except InputError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise DamagedShard(
             f"expected {expected} in {store.place(name)}, got {type(error).__name__}: {error}; "
             f"delete {name} and its .json and run make_pairs.py again, or train with "
             "--skip_damaged_shards"
         ) from error
+
+
+def load_shard(store: Store, shard: int, record: ShardRecord | None, manifest: Manifest) -> Pairs:
+    """Do the work of `read_shard`; FileNotFoundError or ValueError says what is wrong in short."""
+    if record is None:
+        raise FileNotFoundError("no record")
+    record.check(shard, manifest)
+    data = store.read_whole(tar_name(shard), record.bytes, record.sha256)
+    return decode(samples(data), record.first_index, manifest)
 
 
 _Chunk = tuple[Pairs, dict[int, str]]
@@ -107,12 +126,14 @@ class _Shards:
         # A process reads one shard per stream at the same time: with fewer in memory it would
         # decode each of them again for every batch.
         self.store, self.at_least = open_store(order.source), at_least
+        self.manifest: Manifest | None = None  # read with the first shard, in this process
         self.pairs_per_shard = order.pairs_per_shard
         self.kept: OrderedDict[int, Pairs] = OrderedDict()
 
     def __getitem__(self, number: int) -> Pairs:
         if number not in self.kept:
-            shard = read_shard(self.store, number)
+            self.manifest = self.manifest or read_manifest(self.store)
+            shard = read_shard(self.store, number, self.manifest)
             if len(shard) != self.pairs_per_shard:
                 place = self.store.place(tar_name(number))
                 raise DamagedShard(

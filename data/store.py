@@ -72,7 +72,7 @@ class Store(ABC):
         """
         data = self.read(name)
         if len(data) != size:
-            raise ValueError(f"{len(data)} bytes")
+            raise ValueError(f"{len(data)} bytes instead of {size}")
         if sha256(data).hexdigest() != digest:
             raise ValueError("another sha256")
         return data

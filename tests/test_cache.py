@@ -70,6 +70,7 @@ def test_a_gap_in_a_local_folder_is_seen_through_a_cache(folder: Path, tmp_path:
 def test_a_damaged_shard_is_not_kept(folder: Path, tmp_path: Path) -> None:
     torn, cache = tmp_path / "torn", tmp_path / "cache"
     torn.mkdir()
+    (torn / "manifest.json").symlink_to(folder / "manifest.json")
     for path in (tar_path, record_path):
         path(torn, 0).write_bytes(path(folder, 0).read_bytes())
     whole = tar_path(torn, 0).read_bytes()

@@ -1,14 +1,21 @@
 """Pairs as members of a tar: encoded and decoded, and readable by others."""
 
 import io
+import itertools
+import struct
 import tarfile
+import zlib
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import webdataset
+from PIL import Image
+from torch import Tensor
 
 from data.codec import decode, encode
 from data.manifest import read_record, tar_path
@@ -33,7 +40,9 @@ def test_pairs_survive_encoding(form, dtype, tolerance, channels, labels, pack):
     samples = list(encode(7, Pairs(noise, images, classes), form, pack))
     keys = ["000000007", "000000008", "000000009", "000000010"][::pack]
     assert [sample["__key__"] for sample in samples] == keys
-    decoded = decode(samples, 4)
+    shape: dict[str, Any] = {"image_shape": (channels, 4, 5), "num_classes": labels and 1000}
+    manifest = manifest_of(Softsign(), form, pack=pack, teacher_batch_size=12, pairs_per_shard=4)
+    decoded = decode(samples, 7, replace(manifest, **shape))
     stored = decoded.images.numpy()
     assert decoded.noise.dtype == torch.float32
     assert torch.equal(decoded.noise, noise)
@@ -53,9 +62,12 @@ def test_an_object_array_is_refused_and_not_unpickled(tmp_path: Path) -> None:
     np.save(buffer, np.array([Trap()], dtype=object), allow_pickle=True)
     zeros = torch.zeros(1, 1, 2, 2)
     (sample,) = encode(0, Pairs(zeros, zeros, None), "npy32")
+    manifest = manifest_of(Softsign(num_classes=None), pairs_per_shard=1)
+    manifest = replace(manifest, image_shape=(1, 2, 2))
+    assert len(decode([sample], 0, manifest)) == 1
     for member in ("latent.npy", "image.npy"):
-        with pytest.raises(ValueError, match="an array of object"):
-            decode([sample | {member: buffer.getvalue()}], 1)
+        with pytest.raises(ValueError, match=r"an array of .*'descr': '\|O'"):
+            decode([sample | {member: buffer.getvalue()}], 0, manifest)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -64,7 +76,8 @@ def test_an_object_array_is_refused_and_not_unpickled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_classes", [None, 10])
 def test_any_webdataset_reader_and_tar_can_read_a_shard(tmp_path, form, image, num_classes):
     teacher = Softsign(channels=3, num_classes=num_classes)
-    (record,) = write_shards(tmp_path, [2], teacher, manifest_of(teacher, form))
+    manifest = manifest_of(teacher, form)
+    (record,) = write_shards(tmp_path, [2], teacher, manifest)
     path = tar_path(tmp_path, 2)
     keys = {"latent.npy", image} | ({"cls"} if num_classes else set())
     with tarfile.open(path) as tar:
@@ -74,7 +87,7 @@ def test_any_webdataset_reader_and_tar_can_read_a_shard(tmp_path, form, image, n
     assert [sample["__key__"] for sample in samples] == [f"{i:09d}" for i in range(12, 18)]
     assert all(keys <= sample.keys() for sample in samples)
     noise, labels = draw(0, range(12, 18), (3, 4, 4), num_classes)
-    stored = decode(samples, 6)
+    stored = decode(samples, 12, manifest)
     assert torch.equal(stored.noise, noise)
     tolerance = 0.5 / 127.5 + 1e-6 if form == "png" else 0
     images = teacher(noise, labels)
@@ -87,23 +100,77 @@ def test_any_webdataset_reader_and_tar_can_read_a_shard(tmp_path, form, image, n
     assert read_record(tmp_path, 2) == record
 
 
+ZEROS = torch.zeros(2, 1, 2, 2)
+
+
+def npy(array: Tensor | np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(array))
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
-        ({"latent.npy": torch.zeros(2, 1, 2, 3)}, r"noise of \(2, 1, 2, 3\) and images of"),
-        ({"latent.npy": torch.zeros(2, 1, 2)}, r"noise of \(1, 2, 1, 2\) and images of"),
-        ({"cls.npy": torch.zeros(3).long()}, "3 pairs"),
+        ({"latent.npy": torch.zeros(2, 1, 2, 3)}, r"shape': \(2, 1, 2, 3\).* instead of"),
+        ({"latent.npy": torch.zeros(2, 1, 2)}, r"shape': \(2, 1, 2\), .* instead of"),
+        ({"latent.npy": ZEROS.double()}, "descr': '<f8'.* instead of .*<f4"),
+        ({"latent.npy": np.zeros((2, 1, 2, 2), ">f4")}, "descr': '>f4'"),
+        ({"latent.npy": ZEROS / 0}, "not finite"),
+        ({"image.npy": ZEROS.half()}, "descr': '<f2'"),
+        ({"image.npy": ZEROS + torch.inf}, "not finite"),
+        ({"cls.npy": torch.zeros(3).long()}, r"shape': \(3,\)"),
+        ({"cls.npy": torch.zeros(2).int()}, "descr': '<i4'"),
+        ({"cls.npy": torch.tensor([0, 10])}, "labels outside 0 to 9"),
+        ({"cls.npy": torch.tensor([-1, 0])}, "labels outside 0 to 9"),
+        ({"more.npy": ZEROS}, "members cls.npy, image.npy, latent.npy, more.npy of a pair"),
     ],
 )
-def test_members_that_do_not_fit_together_are_refused(changes, shown):
-    images = torch.zeros(2, 1, 2, 2)
-    (sample,) = encode(0, Pairs(images, images, torch.zeros(2).long()), "npy32", pack=2)
-    assert len(decode([sample], 2)) == 2
-    with pytest.raises(ValueError, match="2 pairs"):
-        decode([sample], 3)
-    for name, array in changes.items():
-        buffer = io.BytesIO()
-        np.save(buffer, array.numpy())
-        sample[name] = buffer.getvalue()
+def test_members_that_are_not_what_the_manifest_says_are_refused(changes, shown):
+    (sample,) = encode(0, Pairs(ZEROS, ZEROS, torch.zeros(2).long()), "npy32", pack=2)
+    manifest = manifest_of(Softsign(), pack=2, pairs_per_shard=2)
+    manifest = replace(manifest, image_shape=(1, 2, 2))
+    assert len(decode([sample], 0, manifest)) == 2
+    others: list[dict[str, Any]] = [
+        *({"pairs_per_shard": 3}, {"num_classes": None}, {"image_format": "npy"}),
+    ]
+    for wrong in others:
+        with pytest.raises(ValueError, match=r"pairs|members|array"):
+            decode([sample], 0, replace(manifest, **wrong))
+    for first in (1, 2):
+        with pytest.raises(ValueError, match=f"pair '000000000' where 00000000{first} should be"):
+            decode([sample], first, manifest)
     with pytest.raises(ValueError, match=shown):
-        decode([sample], 2)
+        decode([sample | {k: npy(v) for k, v in changes.items()}], 0, manifest)
+
+
+def png(mode: str, size: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def resized(data: bytes, side: int) -> bytes:
+    """Let the header of a PNG say another size, its checksum made to fit."""
+    header = data[12:16] + struct.pack(">2I", side, side) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        *(png(mode, (4, 4)) for mode in ("P", "RGBA", "1", "I;16", "L")),
+        *(png("RGB", (4, 5)), b"", b"GIF89a"),
+        *(resized(png("RGB", (4, 4)), side) for side in (60_000, 2**31)),
+        *(png("RGB", (4, 4))[:n] for n in (20, 33, 45)),
+        png("RGB", (4, 4))[:33] + resized(png("RGB", (4, 4)), 9000)[8:],  # two headers
+    ],
+    ids=itertools.count(),
+)
+def test_images_other_than_an_eight_bit_png_of_the_right_size_are_refused(image: bytes) -> None:
+    zeros = torch.zeros(1, 3, 4, 4)
+    manifest = manifest_of(Softsign(channels=3, num_classes=None), "png", pairs_per_shard=1)
+    (sample,) = encode(0, Pairs(zeros, zeros, None), "png")
+    assert len(decode([sample | {"image.png": png("RGB", (4, 4))}], 0, manifest)) == 1
+    with pytest.raises(ValueError, match="PNG"):
+        decode([sample | {"image.png": image}], 0, manifest)

@@ -122,6 +122,7 @@ def without(folder: Path, damaged: Collection[int]) -> Path:
     """Return a data set whose damaged shards are missing (even) or cut (odd)."""
     torn = folder / f"torn-{next(numbers)}"
     torn.mkdir()
+    (torn / "manifest.json").symlink_to(folder / "manifest.json")
     for shard in range(SHARDS):
         for path in (tar_path, record_path):
             if shard not in damaged:

@@ -28,11 +28,11 @@ def undisturbed(train: Script, pairs: Path) -> Path:
 
 
 def spoil(pairs: Path, index: int) -> None:
-    """Let the first pixel of a pair be infinite, and the record vouch for it."""
+    """Let the first pixel of a pair be huge, whose square is infinite, and its record fit."""
     shard, place = divmod(index, PAIRS)
     pixels = read_shard(pairs, shard).images[place].numpy().tobytes()
     tar = tar_path(pairs, shard)
-    data = tar.read_bytes().replace(pixels, b"\x00\x00\x80\x7f" + pixels[4:])
+    data = tar.read_bytes().replace(pixels, b"\xff\xff\x7f\x7f" + pixels[4:])
     assert data != tar.read_bytes()
     tar.write_bytes(data)
     record = read_record(pairs, shard)
@@ -41,7 +41,7 @@ def spoil(pairs: Path, index: int) -> None:
     record_path(pairs, shard).write_text(json.dumps(vars(fitting)))
 
 
-def test_an_infinite_pixel_stops_at_its_step_and_names_its_pairs(train, tmp_path):
+def test_an_infinite_loss_stops_at_its_step_and_names_its_pairs(train, tmp_path):
     pairs, run = write_pairs(tmp_path / "pairs", 5), tmp_path / "run"
     order = Order(source=pairs, shards=4, pairs_per_shard=PAIRS, seed=0, streams=4, batch_size=16)
     seen, then = order.indices(0), order.indices(1)

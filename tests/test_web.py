@@ -12,7 +12,8 @@ from data.reader import batches, read_shard
 from data.store import open_store
 from get.errors import InputError
 
-from .shards import Quiet, order, serving
+from .problems import Softsign
+from .shards import Quiet, manifest_of, order, serving
 
 
 class Moody(Quiet):
@@ -88,12 +89,14 @@ def test_a_server_that_is_not_there_is_reported(moody: Callable) -> None:
         open_store("http://127.0.0.1:9").read("x")
 
 
+MANIFEST = json.dumps(manifest_of(Softsign(), pairs_per_shard=4).as_json()).encode()
 RECORD = json.dumps({"count": 4, "first_index": 0, "sha256": "", "bytes": 9}).encode()
 
 
 @pytest.mark.parametrize("first", [[], [RECORD]], ids=["record", "tar"])
 def test_a_silent_store_is_no_damaged_shard_to_skip(moody: Callable, first: list[bytes]) -> None:
-    address, _ = moody(*first, *[500] * 4, *first, *[500] * 4)
+    asked = MANIFEST, *first, *[500] * 4
+    address, _ = moody(*asked, *asked)
     with pytest.raises(InputError, match="HTTP 500") as raised:
         read_shard(address, 0)
     assert not isinstance(raised.value, DamagedShard)
