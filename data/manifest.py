@@ -303,7 +303,7 @@ def count_shards(folder: Source) -> int:
     store = store.store if isinstance(store, Cached) else store
     if not isinstance(store, Folder):
         return _count_unlisted(store)
-    shards = sorted(int(p.stem[6:]) for p in store.path.glob("pairs-??????.json"))
+    shards = list_shards(store.path)
     for expected, shard in enumerate(shards):
         if shard != expected:
             raise InputError(
@@ -311,6 +311,15 @@ def count_shards(folder: Source) -> int:
                 "finished; run make_pairs.py to its end"
             )
     return len(shards)
+
+
+def list_shards(folder: Path) -> list[int]:
+    """Return the numbers of the finished shards of a local folder, in order."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        names = [NAMES.fullmatch(entry.name) for entry in entries]
+    return sorted(int(name[1]) for name in names if name and name[2] == "json")
 
 
 def _count_unlisted(store: Store) -> int:

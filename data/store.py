@@ -11,8 +11,10 @@ data set. Stores hold no connections and can be sent to other processes. manifes
 files are.
 """
 
+import os
 import re
 import shlex
+import stat
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -56,8 +58,8 @@ class Store(ABC):
 
         Raises:
             FileNotFoundError: If the store answers that there is no such file.
-            OSError: If a local disk fails.
-            InputError: If a remote store does not answer or refuses; the file may exist.
+            ValueError: If it is no file.
+            InputError: If the store does not answer or refuses; the file may exist and be whole.
         """
 
     def place(self, name: str) -> str:
@@ -87,8 +89,20 @@ class Folder(Store):
         return Path(self.source)
 
     def read(self, name: str) -> bytes:
-        """Read a file."""
-        return (self.path / name).read_bytes()
+        """Read a regular file."""
+        path = self.path / name
+        try:
+            # Not blocking: a FIFO would wait for a writer.
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ValueError("no regular file")
+                return file.read()
+        except IsADirectoryError:
+            raise ValueError("a folder") from None
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(str(error.strerror)) from None
+        except OSError as error:  # no permission, a disk or a mount that fails
+            raise _unreachable(str(path), str(error.strerror)) from error
 
 
 class Web(Store):
@@ -201,7 +215,7 @@ class Cached(Store):
         path = self.folder / name
         try:
             return Folder(str(self.folder)).read_whole(name, size, digest)
-        except (OSError, ValueError):  # not in the cache, or damaged there
+        except (FileNotFoundError, ValueError):  # not in the cache, or damaged there
             data = self.store.read_whole(name, size, digest)
         try:
             with new_file(path) as temporary:
@@ -230,7 +244,9 @@ def open_store(source: Source, cache: Path | None = None) -> Store:
         return store
     try:
         manifest = store.read("manifest.json")
-    except OSError:
+    except (FileNotFoundError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         manifest = b""  # `read_manifest` reports it
     name = sha256(store.source.encode() + b"\0" + manifest).hexdigest()[:16]
     return Cached(store.source, store, cache / name)

@@ -1,23 +1,26 @@
-"""Check a data set of pairs: `python -m pipeline.verify_pairs DIR [--deep --teacher TEACHER]`.
+"""Check a data set of pairs: `python -m pipeline.verify_pairs PAIRS [--deep --teacher TEACHER]`.
 
-Numbers, names, sizes and hashes of every shard are checked; with `--deep` the teacher makes some
-of the pairs again. The exit code is 0 if everything is right and 1 if something is not.
+Every shard is compared with its record, the manifest, and the noise and labels of its seed; with
+`--deep` the teacher makes some of the pairs again. Like make_pairs.py, any number of jobs share
+the work. The exit code is 0 if everything is right and 1 if something is not.
 """
 
+import os
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+from itertools import islice, pairwise
 
 import numpy as np
 import tyro
 
-from data.manifest import Manifest, read_manifest, record_path, tar_path
+from data.manifest import Manifest, count_shards, list_shards, read_manifest, record_name
+from data.store import Folder, Store, open_store
 from data.teachers.open import open_teacher
 from data.teachers.settings import Execution, Sampler
 from data.verify import compare_with_teacher, find_damage
 from get.errors import InputError
 from pipeline import cli
 from pipeline.jobs.processes import local_device
+from pipeline.jobs.share import share
 from pipeline.recipes.settings_make import positive
 
 SHOWN = 20  # damaged shards that messages name
@@ -28,19 +31,23 @@ class VerifyConfig:
     """Check that a data set of pairs is undamaged, and that its teacher made it.
 
     Attributes:
-        folder: The data set.
+        pairs: The data set: a folder, an http(s) or fsspec address, or `pipe:COMMAND {}`.
         deep: Let the teacher make some of its batches again.
         teacher: The teacher, for `deep`.
         batches: Number of teacher batches made again.
         tolerance: Fraction of the pixels that may differ by more than one 8-bit level, because
             other hardware and versions round differently.
+        task_index: Which share of the shards this job checks; None asks Slurm or torchrun.
+        num_tasks: Shares in all; None asks Slurm or torchrun.
     """
 
-    folder: tyro.conf.Positional[Path]
+    pairs: tyro.conf.Positional[str]
     deep: bool = False
     teacher: str | None = None
     batches: int = 4
     tolerance: float = 0.001
+    task_index: int | None = None
+    num_tasks: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
@@ -49,33 +56,45 @@ class VerifyConfig:
 
 def main(config: VerifyConfig) -> None:
     """Check every shard, then some pairs."""
-    manifest = read_manifest(config.folder)
-    finished = [int(path.stem[6:]) for path in config.folder.glob("pairs-*.json")]
+    task, tasks = share(config.task_index, config.num_tasks, os.environ)
+    store = open_store(config.pairs)
+    manifest = read_manifest(store)
+    local = isinstance(store, Folder)
+    finished = list_shards(store.path) if local else list(range(count_shards(store)))
     if not finished:
-        raise InputError(f"expected shards in {config.folder}, got none; run make_pairs.py")
-    shards = range(max(finished) + 1)
-    problems: dict[int, str] = {}
-    with cli.progress_bar(len(shards), "verify", "shard") as bar:
-        for shard in shards:
-            if (problem := find_damage(config.folder, shard, manifest)) is not None:
-                problems[shard] = problem
+        raise InputError(f"expected shards in {store}, got none; run make_pairs.py")
+    problems: dict[str, str] = {}
+    for before, shard in pairwise([-1, *finished]):
+        if shard > before + 1:
+            problems[names_of(before + 1, shard - 1)] = "no record"
+    mine = finished[task::tasks]
+    with cli.progress_bar(len(mine), "verify", "shard") as bar:
+        for shard in mine:
+            if (problem := find_damage(store, shard, manifest)) is not None:
+                problems[record_name(shard)] = problem
             bar.update()
-    whole = len(shards) - len(problems)
-    print(f"{whole} of {len(shards)} shards are whole: {whole * manifest.pairs_per_shard:,} pairs")
-    for shard, problem in islice(problems.items(), SHOWN):
-        print(f"{tar_path(config.folder, shard).name}: {problem}")
+    whole = sum(record_name(shard) not in problems for shard in mine)
+    total = f"{len(mine)}" if tasks > 1 else f"{finished[-1] + 1}"
+    print(f"{whole} of {total} shards are whole: {whole * manifest.pairs_per_shard:,} pairs")
+    for name, problem in islice(problems.items(), SHOWN):
+        print(f"{name.replace('.json', '.tar')}: {problem}")
     if problems:
-        broken = [record_path(config.folder, shard).name for shard in islice(problems, SHOWN)]
+        broken = ", ".join(islice(problems, SHOWN))
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise cli.Failed(
-            f"expected whole shards in {config.folder}, got {len(problems)} that are not; delete "
-            f"{', '.join(broken)}{more} there and run make_pairs.py again"
+            f"expected whole shards in {store}, got others; delete {broken}{more} there and run "
+            "make_pairs.py again"
         )
     if config.deep:
-        compare(config, manifest, len(shards))
+        compare(config, store, manifest, len(finished))
 
 
-def compare(config: VerifyConfig, manifest: Manifest, shards: int) -> None:
+def names_of(first: int, last: int) -> str:
+    """Name the records of a range of shards."""
+    return record_name(first) if first == last else f"{record_name(first)} to {record_name(last)}"
+
+
+def compare(config: VerifyConfig, store: Store, manifest: Manifest, shards: int) -> None:
     """Let the teacher make some of its batches again."""
     if config.teacher is None:
         raise InputError("expected --teacher with --deep, got none; name the one of these pairs")
@@ -83,12 +102,12 @@ def compare(config: VerifyConfig, manifest: Manifest, shards: int) -> None:
     teacher = open_teacher(config.teacher, sampler, local_device(), execution)
     if teacher.fingerprint != manifest.teacher:
         raise InputError(
-            f"expected the teacher that made {config.folder}, got {config.teacher}, another one"
+            f"expected the teacher that made {store}, got {config.teacher}, another one"
         )
     batches = -(-manifest.pairs_per_shard // manifest.teacher_batch_size)
     chosen = np.random.default_rng(0).integers((shards, batches), size=(config.batches, 2))
     differences = [
-        compare_with_teacher(config.folder, shard, batch, teacher, manifest)
+        compare_with_teacher(store, shard, batch, teacher, manifest)
         for shard, batch in chosen.tolist()
     ]
     same, levels, fractions = zip(*differences, strict=True)
@@ -100,7 +119,7 @@ def compare(config: VerifyConfig, manifest: Manifest, shards: int) -> None:
     )
     if not noise or fraction > config.tolerance:
         raise cli.Failed(
-            f"expected the pairs of {config.folder} from {config.teacher}, got others; "
+            f"expected the pairs of {store} from {config.teacher}, got others; "
             "--tolerance is the fraction of pixels that may differ by more than one level"
         )
 

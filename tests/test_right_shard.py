@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,8 @@ def test_a_shard_that_is_not_the_right_one_is_found_and_not_trained_on(tmp_path,
     with pytest.raises(DamagedShard, match=shown):
         read_shard(pairs, 1)
     chosen = order(pairs, shards=2, streams=1, batch_size=2 * PAIRS)
-    skipped = {}
-    for _ in zip(range(3), batches(chosen, damaged=skipped.setdefault), strict=False):
-        pass
+    skipped: dict[int, str] = {}
+    list(islice(batches(chosen, damaged=lambda n, text: skipped.update({n: text})), 3))
     assert skipped.keys() == {1}
     assert shown in skipped[1]
 

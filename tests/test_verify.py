@@ -1,19 +1,29 @@
 """Every damage a shard can suffer is found and named; the teacher's own pairs are recognised."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from data import SHIPPED
-from data.manifest import ImageFormat, Manifest, PairSettings, read_manifest, record_path, tar_path
+from data.manifest import (
+    DamagedShard,
+    ImageFormat,
+    Manifest,
+    PairSettings,
+    read_manifest,
+    record_path,
+    tar_path,
+)
 from data.pairs import Pairs
 from data.reader import read_shard
 from data.verify import find_damage
 from data.writer import generate_shard, write_given
+from get.errors import InputError
 
 from .processes import completed
-from .shards import write_pairs
+from .shards import Quiet, serving, write_pairs
 
 
 def data_set(folder: Path, form: ImageFormat = "npy32", pack: int = 1) -> Manifest:
@@ -50,6 +60,44 @@ def test_the_command_names_the_damaged_shard_and_says_what_to_do(tmp_path, here)
     assert "2 of 3 shards are whole" in failed.out
     assert "pairs-000001.tar: 0 bytes instead of" in failed.out
     assert "delete pairs-000001.json there and run make_pairs.py again" in failed.err
+
+
+def test_a_data_set_behind_an_address_is_verified_and_tasks_share_the_shards(tmp_path, here):
+    data_set(tmp_path)
+    tar_path(tmp_path, 1).write_bytes(b"")
+    with serving(partial(Quiet, directory=tmp_path)) as address:
+        failed = here("verify_pairs", address)
+        share = "--num_tasks", 2, "--task_index"
+        whole = completed(here("verify_pairs", address, *share, 0))
+        part = here("verify_pairs", address, *share, 1)
+    assert failed.code == part.code == 1
+    assert "2 of 3 shards are whole" in failed.out
+    assert whole.out == "2 of 2 shards are whole: 32 pairs\n"
+    assert "0 of 1 shards are whole" in part.out
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damage(tmp_path, here):
+    manifest = data_set(tmp_path)
+    tar_path(tmp_path, 1).unlink()
+    tar_path(tmp_path, 1).symlink_to(tar_path(tmp_path, 1))  # a loop; root may read mode 000
+    for read in (read_shard, find_damage):
+        with pytest.raises(InputError, match="got Too many levels of symbolic links") as raised:
+            read(tmp_path, 1, manifest)
+        assert not isinstance(raised.value, DamagedShard)
+    failed = here("verify_pairs", tmp_path)
+    assert failed.code == 2
+    assert "delete" not in failed.err
+
+
+def test_a_gap_is_reported_once_however_large(tmp_path, here):
+    data_set(tmp_path)
+    shutil.copy(record_path(tmp_path, 2), tmp_path / "pairs-99999999.json")
+    for stray in ("pairs-000001 (1).json", "pairs-backup.json", "pairs-00000a.json"):
+        shutil.copy(record_path(tmp_path, 2), tmp_path / stray)
+    failed = here("verify_pairs", tmp_path)
+    assert failed.code == 1
+    assert "pairs-000003.tar to pairs-99999998.tar: no record" in failed.out
+    assert "3 of 100000000 shards are whole" in failed.out
 
 
 def test_deep_verification_knows_the_teachers_pairs_from_others(tmp_path, here):

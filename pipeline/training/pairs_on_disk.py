@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from data.codec import encode
-from data.manifest import Manifest, count_shards, read_manifest, read_record
+from data.manifest import Manifest, count_shards, list_shards, read_manifest, read_record
 from data.pairs import Pairs
 from data.store import Folder, Source, open_store
 from get.errors import InputError
@@ -85,7 +85,7 @@ def find_pairs(source: Source) -> PairsOnDisk:
     except InputError as error:  # a gap, where writers are still at work
         problem = str(error)
         if isinstance(store, Folder):
-            shards = len(list(store.path.glob("pairs-??????.json")))
+            shards = len(list_shards(store.path))
     return PairsOnDisk(
         source=source,
         recipe=recipe,
