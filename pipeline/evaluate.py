@@ -153,6 +153,7 @@ class Evaluation:
             "evaluations": 1,
             "train_seconds": run["seconds"],
             "train_steps": run["steps"],
+            "trained_on": trained_on(folder),
             **figures,
         }, images
 
@@ -184,6 +185,12 @@ class Evaluation:
     def scores(self, images: Tensor) -> dict[str, object]:
         """Return every score of generated images (as 8-bit PNGs would hold them)."""
         return self.real(from_uint8(to_uint8(images)), self.held_out.labels)
+
+
+def trained_on(run: Path) -> str | None:
+    """Return the name of the feature network that a run was trained on, if it was."""
+    config = read_json(run / "run.json")["config"]
+    return Path(config["feature_network"]).name if config.get("frechet_weight") else None
 
 
 def iterations_of(config: EvaluateConfig, student: Student | None) -> list[int | None]:

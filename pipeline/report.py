@@ -15,18 +15,21 @@ if __name__ == "__main__":
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from data.files import new_file, read_json
 from get.errors import InputError
 from pipeline.benchmarks.table import BENCHMARKS
-from pipeline.jobs.tables import markdown, marked, renewed
+from pipeline.jobs.sheet import stacked
+from pipeline.jobs.tables import for_a_terminal, markdown, marked, renewed
 from pipeline.recipes.settings_measure import ReportConfig
 
 Model = dict[str, Any]
 """What evaluate.py measured of the teacher or of a student."""
+
+Cell = TypeVar("Cell")
 
 
 class Row(NamedTuple):
@@ -43,6 +46,19 @@ def training_time(row: Row) -> str:
     return "-" if seconds is None else f"{seconds / 60:.1f} min"
 
 
+def fid(row: Row) -> str:
+    """Return the FID in the first feature network, and whether the model was trained on it."""
+    networks = row.figures.get("networks")
+    trained = networks and row.model.get("trained_on") == next(iter(networks))
+    return f"{row.figures['training']['fid']:.2f}{' (trained on)' if trained else ''}"
+
+
+def judged(figures: dict[str, Any]) -> str:
+    """Return the Frechet distances in the feature networks that no training uses."""
+    _, *others = figures["networks"].values()
+    return " / ".join(f"{other['fid']:.2f}" for other in others)
+
+
 def class_accuracy(row: Row) -> str:
     """Return the class accuracy; a dash for images without labels."""
     return f"{row.figures['class_accuracy']:.1%}" if "class_accuracy" in row.figures else "-"
@@ -53,8 +69,10 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "parameters": lambda row: f"{row.model['parameters'] / 1e6:.2f} M",
     "MACs per image": lambda row: f"{row.figures['macs'] / 1e6:.1f} M",
     "network evaluations": lambda row: str(row.model["evaluations"]),
-    "FID training": lambda row: f"{row.figures['training']['fid']:.2f}",
+    "FID training": fid,
     "FID held-out": lambda row: f"{row.figures['held_out']['fid']:.2f}",
+    "FD in the judges": lambda row: judged(row.figures),
+    "FDr": lambda row: f"{row.figures['fdr']:.2f}",
     "KID training": lambda row: f"{row.figures['training']['kid']:.0f}",
     "precision": lambda row: f"{row.figures['training']['precision']:.3f}",
     "recall": lambda row: f"{row.figures['training']['recall']:.3f}",
@@ -68,9 +86,12 @@ BY_ITERATIONS: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "iterations": lambda iterations, _: iterations,
     "FID training": lambda _, figures: f"{figures['training']['fid']:.2f}",
     "FID held-out": lambda _, figures: f"{figures['held_out']['fid']:.2f}",
+    "FD in the judges": lambda _, figures: judged(figures),
+    "FDr": lambda _, figures: f"{figures['fdr']:.2f}",
     "L1 to the teacher": lambda _, figures: f"{figures['l1_to_teacher']:.4f}",
     "x teacher": lambda _, figures: f"{figures['speedup_over_teacher']:.1f}",
 }
+OF_JUDGES = {"FD in the judges", "FDr"}  # columns of evaluations with several feature networks
 
 
 def main(config: ReportConfig) -> None:
@@ -116,9 +137,25 @@ def iterates(model: Model) -> bool:
     return "default_iterations" in model
 
 
+def has_judges(figures: dict[str, Any]) -> bool:
+    """Say whether figures are of several feature networks."""
+    return len(figures.get("networks", ())) > 1
+
+
+def shown(columns: dict[str, Cell], figures: dict[str, Any]) -> dict[str, Cell]:
+    """Return the columns for which there are figures."""
+    judged = has_judges(figures)
+    return {title: cell for title, cell in columns.items() if judged or title not in OF_JUDGES}
+
+
+def quality(figures: dict[str, Any]) -> float:
+    """Return what models are compared by, lower is better: FDr, or FID in the only network."""
+    return figures["fdr"] if has_judges(figures) else figures["training"]["fid"]
+
+
 def best_iterations(model: Model) -> str:
-    """Return the number of iterations, as a key, with the lowest FID."""
-    return min(model["by_iterations"], key=lambda k: model["by_iterations"][k]["training"]["fid"])
+    """Return the number of iterations, as a key, with the lowest FDr or FID."""
+    return min(model["by_iterations"], key=lambda k: quality(model["by_iterations"][k]))
 
 
 def rows_of(model: Model) -> list[Row]:
@@ -128,7 +165,7 @@ def rows_of(model: Model) -> list[Row]:
     default, best = str(model["default_iterations"]), best_iterations(model)
     rows = []
     for iterations in sorted({default, best}, key=int):
-        note = " (as trained)" if iterations == default else " (best FID)"
+        note = " (as trained)" if iterations == default else " (best)"
         title = f"{model['name']}, {iterations} iterations{note}"
         rows.append(Row(model, title, model["by_iterations"][iterations]))
     return rows
@@ -137,7 +174,8 @@ def rows_of(model: Model) -> list[Row]:
 def table_rows(models: list[Model]) -> list[list[str]]:
     """Return the cells of the table, the header first."""
     rows = [row for model in models for row in rows_of(model)]
-    return [list(COLUMNS), *([cell(row) for cell in COLUMNS.values()] for row in rows)]
+    columns = shown(COLUMNS, rows[0].figures)
+    return [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]
 
 
 def summary(models: list[Model]) -> str:
@@ -159,17 +197,30 @@ def remarks(models: list[Model]) -> list[str]:
         f"{figures['nearest_training_image_of_held_out']:.3f} for the real held-out images. "
         f"Measured on {hardware(first)}, commit {first['commit']}, one seed."
     ]
+    measure = "FID"
+    if has_judges(figures):
+        measure, networks = "FDr", figures["networks"]
+        first_name, *judges = networks
+        of_real = " / ".join(f"{network['fid_of_real']:.2f}" for network in networks.values())
+        lines.append(
+            f"FID is in the features of {first_name}, which training may use; the judges are "
+            f"networks that none uses: {', '.join(judges)}. FDr is the mean over all "
+            f"{len(networks)} of the Frechet distance from the training images, divided by that of "
+            f"the {sizes['held_out']} held-out real ones ({of_real}), whose small number raises it."
+        )
     others = [model for model in models if not iterates(model)]
     for model in filter(iterates, models):
         best = best_iterations(model)
-        fid = model["by_iterations"][best]["training"]["fid"]
+        reached = quality(model["by_iterations"][best])
         ratios = [
-            f"{fid / other['training']['fid']:.2f}x that of {other['name']} "
+            f"{reached / quality(other):.2f}x that of {other['name']} "
             f"({other['parameters'] / model['parameters']:.1f}x its parameters)"
             for other in others
         ]
         if ratios:
-            lines.append(f"FID of {model['name']} at {best} iterations is {', '.join(ratios)}.")
+            lines.append(
+                f"{measure} of {model['name']} at {best} iterations is {', '.join(ratios)}."
+            )
     return lines
 
 
@@ -177,11 +228,13 @@ def at_every_number_of_iterations(models: list[Model]) -> list[str]:
     """Return a titled table of every model that iterates, at every number measured."""
     parts = []
     for model in filter(iterates, models):
+        measured = model["by_iterations"]
+        columns = shown(BY_ITERATIONS, next(iter(measured.values())))
         rows = [
-            [cell(iterations, figures) for cell in BY_ITERATIONS.values()]
-            for iterations, figures in model["by_iterations"].items()
+            [cell(iterations, figures) for cell in columns.values()]
+            for iterations, figures in measured.items()
         ]
-        parts += [f"## {model['name']} by iterations", markdown([list(BY_ITERATIONS), *rows])]
+        parts += [f"## {model['name']} by iterations", markdown([list(columns), *rows])]
     return parts
 
 
@@ -189,15 +242,6 @@ def hardware(model: Model) -> str:
     """Return what the figures were measured on."""
     h = model["hardware"]
     return ", ".join(h["gpus"]) if h["gpus"] else f"{h['cores']} CPU cores ({h['cpu']})"
-
-
-def for_a_terminal(rows: list[list[str]]) -> str:
-    """Format the table with a line per figure and a column per model."""
-    widths = [max(map(len, row)) for row in rows]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in zip(*rows, strict=True)
-    )
 
 
 def renewed_documents(config: ReportConfig, models: list[Model]) -> dict[Path, str]:
@@ -239,17 +283,8 @@ def draw_picture(path: Path, folder: Path, models: list[Model]) -> None:
                 strips.append((caption(model), image.convert("RGB")))
     if not strips:
         return
-    font, head = ImageFont.load_default(18), 30
-    width = max(image.width for _, image in strips) + 20
-    height = sum(image.height + head + 10 for _, image in strips) + 10
-    sheet = Image.new("RGB", (width, height), "white")
-    draw, y = ImageDraw.Draw(sheet), 5
-    for text, image in strips:
-        draw.text((10, y + 3), text, fill="black", font=font)
-        sheet.paste(image, (10, y + head))
-        y += image.height + head + 10
     with new_file(path) as temporary:
-        sheet.save(temporary, format="png")
+        stacked(strips).save(temporary, format="png")
 
 
 def caption(model: Model) -> str:

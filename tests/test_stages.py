@@ -132,14 +132,16 @@ def test_evaluate_and_report_compare_all_models_with_the_teacher(
     assert list(by_iterations) == ["1", "3"]
     for figures in (measured["teacher"], measured["vit"], *by_iterations.values()):
         assert figures["training"].keys() == figures["held_out"].keys() >= {"fid", "kid", "recall"}
-        assert {"macs", "images_per_second", "class_accuracy"} <= figures.keys()
+        assert {"macs", "images_per_second", "class_accuracy", "fdr"} <= figures.keys()
+        assert [*figures["networks"]] == [f"digits-features{end}" for end in ("", "-b", "-c")]
+    assert measured["vit"]["trained_on"] is None
     assert all({"inputs", "versions", "commit", "hardware"} <= m.keys() for m in measured.values())
     assert "nothing to do" in completed(here("evaluate", *arguments)).out
 
     readme.write_text("before <!-- table:smoke -->old<!-- end --> after")
     report = "smoke", "--evaluation", folder, "--documents", readme
     table = completed(here("report", *report)).out
-    assert all(name in table for name in ("teacher", "student, 3 iterations", "vit", "FID"))
+    assert all(name in table for name in ("teacher", "student, 3 iterations", "vit", "FID", "FDr"))
     text = (folder / "report.md").read_text(), readme.read_text()
     assert text[1].split("<!--")[0::2] == ["before ", " end --> after"]
     assert "old" not in text[1]

@@ -30,3 +30,12 @@ def renewed(text: str, tables: Mapping[str, str]) -> str:
         )
 
     return MARKS.sub(table, text)
+
+
+def for_a_terminal(rows: list[list[str]]) -> str:
+    """Format the table with a line per figure and a column per model."""
+    widths = [max(map(len, row)) for row in rows]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in zip(*rows, strict=True)
+    )
