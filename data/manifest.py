@@ -13,16 +13,15 @@ import json
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
-from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args
 
-from data.files import check_local, hidden_path, sync
+from data.files import hidden_path, sync
 from data.store import Cached, Folder, Source, Store, open_store
-from data.teachers.settings import Execution, Sampler, SamplerName
+from data.strict import Rule, integer, optional, parse, settings_of, text
+from data.teachers.settings import Execution, Sampler
 from get.errors import InputError
 
 SCHEMA = 1
@@ -32,77 +31,10 @@ ImageFormat = Literal["png", "npy", "npy32"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairSettings:
-    """Everything that decides the bytes of a data set, and where it lies.
-
-    Attributes:
-        teacher: A folder or hub id in diffusers format, or an EDM checkpoint.
-        output_dir: The data set's folder; the same command writes only what is missing.
-        pairs_per_shard: Pairs per tar file.
-        teacher_batch_size: Images per call of the teacher; no batch crosses the end of a shard.
-        num_inference_steps: Steps of the sampler (Heun: 2 n - 1 network evaluations).
-        sampler: "auto" is what the teacher's own scheduler means.
-        guidance_scale: Classifier-free guidance, for teachers that know a null label.
-        seed: Seed and index decide the noise and label of a pair.
-        image_format: "png" (8 bit), "npy" (float16, unquantised) or "npy32".
-        pack: Pairs per member of the tar; stacks of hundreds are written and read much faster.
-        mixed_precision: Precision of the teacher's network.
-        compile: Run the teacher's network through torch.compile.
-        memory_format: Layout of the teacher's convolutions.
-    """
-
-    teacher: str
-    output_dir: Path
-    pairs_per_shard: int = 1024
-    teacher_batch_size: int = 256
-    num_inference_steps: int = 18
-    sampler: SamplerName = "auto"
-    guidance_scale: float = 1.0
-    seed: int = 0
-    image_format: ImageFormat = "png"
-    pack: int = 1
-    mixed_precision: Literal["no", "bf16"] = "no"
-    compile: bool = False
-    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
-
-    def __post_init__(self) -> None:
-        """Refuse settings that cannot mean anything."""
-        if not isinstance(self.output_dir, Path):
-            raise InputError(f"expected output_dir as a Path, got {self.output_dir!r}")
-        check_local(self.output_dir)
-        for name in ("pairs_per_shard", "teacher_batch_size", "num_inference_steps", "pack"):
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"expected {name} above 0, got {value}")
-        if not 0 <= self.seed < 2**64:
-            raise InputError(f"expected seed from 0 to 2^64 - 1, got {self.seed}")
-        for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                known = ", ".join(get_args(kind))
-                raise InputError(f"expected {name} among {known}, got {getattr(self, name)}")
-        if self.pack > 1 and self.teacher_batch_size % self.pack:
-            raise InputError(
-                f"expected pack to divide teacher_batch_size {self.teacher_batch_size}, "
-                f"got {self.pack}; a stack is cut from one teacher batch"
-            )
-
-    def teacher_settings(self) -> tuple[Sampler, Execution]:
-        """Return how the teacher is run."""
-        sampler = Sampler(
-            steps=self.num_inference_steps, name=self.sampler, guidance_scale=self.guidance_scale
-        )
-        execution = Execution(
-            mixed_precision=self.mixed_precision,
-            compile=self.compile,
-            memory_format=self.memory_format,
-        )
-        return sampler, execution
-
-
-@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What made a data set of pairs. Jobs that differ in any of it cannot share a folder.
 
-    Attributes not listed here are those of `PairSettings`.
+    Attributes not listed here are those of `PairSettings` (pair_settings.py).
 
     Attributes:
         schema: Version of this format.
@@ -182,6 +114,33 @@ class ShardRecord:
             raise ValueError("its record is that of another data set")
 
 
+MANIFEST_RULES: dict[str, Rule] = {
+    "schema": integer(SCHEMA, SCHEMA),
+    "teacher": text,
+    "sampler": settings_of(Sampler),
+    "evaluations": integer(0, 2**31),
+    "seed": integer(0, 2**64 - 1),
+    "teacher_batch_size": integer(1, 2**31),
+    "image_shape": lambda shape: (
+        isinstance(shape, list) and len(shape) == 3 and all(map(integer(1, 2**16), shape))
+    ),
+    "num_classes": optional(integer(1, 2**31)),
+    "image_format": lambda form: isinstance(form, str) and form in get_args(ImageFormat),
+    "pairs_per_shard": integer(1, 2**31),
+    "pack": integer(1, 2**31),
+    "execution": settings_of(Execution),
+    "vae": optional(text),
+    "imported": lambda value: isinstance(value, bool),
+}
+RECORD_RULES: dict[str, Rule] = {
+    "count": integer(1, 2**31),
+    "first_index": integer(0, 2**63),
+    "sha256": text,
+    "bytes": integer(0, 2**40),
+    "manifest": optional(text),
+}
+
+
 class DamagedShard(InputError):
     """A shard that is missing or not what its record says, in a store that answers."""
 
@@ -212,16 +171,20 @@ def read_manifest(folder: Source) -> Manifest:
     Raises:
         InputError: If there is none, or it has another schema.
     """
+    store = open_store(folder)
     try:
-        fields = json.loads(open_store(folder).read("manifest.json"))
-        if (schema := fields.get("schema")) == SCHEMA:
+        data = store.read("manifest.json")
+        if (schema := parse(data, {}, unknown=True).get("schema")) == SCHEMA:
+            fields = parse(data, MANIFEST_RULES, ("pack", "execution", "vae", "imported"))
             return Manifest(**fields | {"image_shape": tuple(fields["image_shape"])})
-    except (OSError, UnicodeError, JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (FileNotFoundError, ValueError) as error:
         raise InputError(
-            f"expected pairs in {folder}, got no readable manifest.json; "
+            f"expected pairs in {store}, got no readable manifest.json ({error}); "
             "make them with pipeline/make_pairs.py"
         ) from error
-    raise InputError(f"expected schema {SCHEMA} in {folder}, got {schema}")
+    raise InputError(f"expected schema {SCHEMA} in {store}, got {ascii(schema)[:50]}")
 
 
 def open_data_set(folder: Path, manifest: Manifest) -> None:
@@ -264,30 +227,16 @@ def read_record(folder: Source, shard: int) -> ShardRecord | None:
     """
     store = open_store(folder)
     try:
-        return ShardRecord(**json.loads(store.read(record_name(shard))))
+        return ShardRecord(**parse(store.read(record_name(shard)), RECORD_RULES, ("manifest",)))
     except FileNotFoundError:
         return None
-    except (UnicodeError, JSONDecodeError, TypeError) as error:
+    except InputError:
+        raise
+    except ValueError as error:
         raise DamagedShard(
             f"expected a shard record in {store.place(record_name(shard))}, got "
-            f"{type(error).__name__}; delete it and run make_pairs.py again"
+            f"{error}; delete it and run make_pairs.py again"
         ) from error
-
-
-def missing_shards(folder: Path, shards: Iterable[int]) -> Iterator[int]:
-    """Yield those of some shards that do not exist when they are asked for."""
-    return (shard for shard in shards if read_record(folder, shard) is None)
-
-
-def tidy(folder: Path) -> None:
-    """Delete temporary files of killed writers whose shard, record or manifest exists by now.
-
-    A writer that still works on one of them loses nothing, because its shard exists.
-    """
-    for path in folder.glob(f".*.{'?' * 32}.tmp"):
-        name = path.name[1:].rsplit(".", 2)[0]
-        if NAMES.fullmatch(name) and (folder / name).exists():
-            path.unlink(missing_ok=True)
 
 
 def count_shards(folder: Source) -> int:

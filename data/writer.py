@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.claims import tidy
 from data.manifest import (
     Manifest,
-    PairSettings,
     ShardRecord,
     open_data_set,
     read_record,
-    tidy,
 )
 from data.open_shard import OpenShard
+from data.pair_settings import PairSettings
 from data.pairs import Pairs
 from data.teachers.open import open_teacher
 from data.teachers.teacher import Teacher

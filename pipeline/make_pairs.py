@@ -15,7 +15,8 @@ import os
 import sys
 import time
 
-from data.manifest import missing_shards, record_path, tidy
+from data.claims import missing_shards, tidy
+from data.manifest import record_path
 from data.writer import open_pairs, write_shards
 from pipeline.jobs.processes import local_device, local_main
 from pipeline.jobs.share import share

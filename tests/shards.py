@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from data.manifest import ImageFormat, Manifest, PairSettings, open_data_set
+from data.manifest import ImageFormat, Manifest, open_data_set
 from data.order import Order
+from data.pair_settings import PairSettings
 from data.pairs import Pairs
 from data.reader import batches
 from data.store import Source

@@ -11,11 +11,11 @@ from data.manifest import (
     DamagedShard,
     ImageFormat,
     Manifest,
-    PairSettings,
     read_manifest,
     record_path,
     tar_path,
 )
+from data.pair_settings import PairSettings
 from data.pairs import Pairs
 from data.reader import read_shard
 from data.verify import find_damage

@@ -15,16 +15,11 @@ import torch
 from torch import Tensor
 
 from data import SHIPPED
+from data.claims import missing_shards, tidy
 from data.files import hidden_path
-from data.manifest import (
-    PairSettings,
-    count_shards,
-    missing_shards,
-    open_data_set,
-    read_record,
-    tidy,
-)
+from data.manifest import count_shards, open_data_set, read_record
 from data.open_shard import OpenShard
+from data.pair_settings import PairSettings
 from data.writer import generate_shard, write_shards
 from get.errors import InputError
 

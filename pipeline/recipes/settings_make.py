@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.manifest import PairSettings
+from data.pair_settings import PairSettings
 from get.choices import Body
 from get.errors import InputError
 

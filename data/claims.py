@@ -1,0 +1,22 @@
+"""Which shards a writer still has to write, and what killed writers have left behind."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from data.manifest import NAMES, read_record
+
+
+def missing_shards(folder: Path, shards: Iterable[int]) -> Iterator[int]:
+    """Yield those of some shards that do not exist when they are asked for."""
+    return (shard for shard in shards if read_record(folder, shard) is None)
+
+
+def tidy(folder: Path) -> None:
+    """Delete temporary files of killed writers whose shard, record or manifest exists by now.
+
+    A writer that still works on one of them loses nothing, because its shard exists.
+    """
+    for path in folder.glob(f".*.{'?' * 32}.tmp"):
+        name = path.name[1:].rsplit(".", 2)[0]
+        if NAMES.fullmatch(name) and (folder / name).exists():
+            path.unlink(missing_ok=True)
