@@ -256,7 +256,7 @@ def count_shards(folder: Source) -> int:
     for expected, shard in enumerate(shards):
         if shard != expected:
             raise InputError(
-                f"expected shard {expected} in {folder}, got none although shard {shard} is "
+                f"expected shard {expected} in {store}, got none although shard {shard} is "
                 "finished; run make_pairs.py to its end"
             )
     return len(shards)

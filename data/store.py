@@ -49,8 +49,8 @@ class Store(ABC):
     source: str
 
     def __str__(self) -> str:
-        """Return the user's name for it."""
-        return self.source
+        """Return the user's name for it, without secrets."""
+        return without_secrets(self.source)
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -64,7 +64,7 @@ class Store(ABC):
 
     def place(self, name: str) -> str:
         """Return the place of a file, for messages."""
-        return f"{self.source.rstrip('/')}/{name}"
+        return f"{str(self).rstrip('/')}/{name}"
 
     def read_whole(self, name: str, size: int, digest: str) -> bytes:
         """Return the content of a file that must have this size and sha256.
@@ -110,9 +110,8 @@ class Web(Store):
 
     def read(self, name: str) -> bytes:
         """Download a file; try again after temporary errors (5xx, time-outs, cut connections)."""
-        address = self.place(name)
-        if query := urlsplit(self.source).query:
-            address = f"{address}?{query}"
+        parts = urlsplit(self.source)
+        address = parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
         problem = ""
         for delay in (0.0, *DELAYS):
             time.sleep(delay)
@@ -132,8 +131,7 @@ class Web(Store):
 
     def place(self, name: str) -> str:
         """Return the address without its query, which may be a secret."""
-        parts = urlsplit(self.source)
-        return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/{name}"
+        return f"{str(self).partition('?')[0].rstrip('/')}/{name}"
 
 
 class ObjectStore(Store):
@@ -145,7 +143,7 @@ class ObjectStore(Store):
         try:
             return system.cat_file(f"{path.rstrip('/')}/{name}")
         except FileNotFoundError:
-            raise
+            raise FileNotFoundError("no such file") from None
         except OSError as error:
             raise _unreachable(self.place(name), f"{type(error).__name__}: {error}") from error
 
@@ -159,8 +157,9 @@ class ObjectStore(Store):
         try:
             return fsspec.url_to_fs(self.source)
         except (ImportError, ValueError) as error:
+            problem = without_secrets(str(error))
             raise InputError(
-                f"expected a source that fsspec can open, got {self.source}: {error}; "
+                f"expected a source that fsspec can open, got {self}: {problem}; "
                 "install the package it names, or read through pipe:COMMAND"
             ) from error
 
@@ -175,7 +174,7 @@ class Pipe(Store):
 
     def read(self, name: str) -> bytes:
         """Run the command."""
-        command = self.place(name).removeprefix("pipe:")
+        command = self.source.removeprefix("pipe:").replace("{}", shlex.quote(name))
         done = subprocess.run(command, shell=True, capture_output=True, stdin=subprocess.DEVNULL)
         if done.returncode == 0:
             return done.stdout
@@ -188,7 +187,7 @@ class Pipe(Store):
 
     def place(self, name: str) -> str:
         """Return the command with the file's name."""
-        return self.source.replace("{}", shlex.quote(name))
+        return str(self).replace("{}", shlex.quote(name))
 
 
 @dataclass(frozen=True)
@@ -258,11 +257,16 @@ def _named(source: str | Path) -> Store:
     if source.startswith("pipe:"):
         if "{}" not in source:
             raise InputError(
-                f"expected a command with {{}} for the file's name, got {source}; "
+                f"expected a command with {{}} for the file's name, got {without_secrets(source)}; "
                 "write for instance 'pipe:cat /data/pairs/{}'"
             )
         return Pipe(source)
-    if source.startswith(("http://", "https://")):
+    if source.lower().startswith(("http://", "https://")):
+        if "@" in urlsplit(source).netloc:
+            raise InputError(
+                f"expected an address without user and password, got {without_secrets(source)}; "
+                "read through pipe:curl --user USER:PASSWORD --fail --silent ADDRESS/{}"
+            )
         return Web(source)
     if re.match(r"[a-zA-Z][\w+.-]*:(:|//)", source):  # fsspec chains systems with "::"
         store = ObjectStore(source)
@@ -271,8 +275,14 @@ def _named(source: str | Path) -> Store:
     return Folder(source)
 
 
+def without_secrets(text: str) -> str:
+    """Return text without the passwords and query strings of the addresses in it."""
+    text = re.sub(r"(://[^\s?\"'\\]*\?)[^\s\"'\\]+", r"\1...", text)
+    return re.sub(r"(://)[^/@\s\"'\\]+@", r"\1...@", text)
+
+
 def _unreachable(place: str, problem: str) -> InputError:
     return InputError(
-        f"expected to read {place}, got {problem}; check address, access and network, "
-        "then run the same command again"
+        f"expected to read {place}, got {without_secrets(problem)}; check address, access and "
+        "network, then run the same command again"
     )

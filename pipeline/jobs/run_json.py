@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import read_json, write_json
+from data.store import without_secrets
 from get.errors import InputError
 from pipeline.jobs.checkpoints import latest
 from pipeline.jobs.provenance import provenance
@@ -75,8 +76,8 @@ def keep_settings(config: TrainingConfig, data: object) -> list[str]:
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON gives them back."""
-    return json.loads(json.dumps(settings, default=str))
+    """Return settings as JSON gives them back, without passwords and tokens of addresses."""
+    return json.loads(without_secrets(json.dumps(settings, default=str)))
 
 
 def recorded(config: TrainingConfig, name: str) -> Any:
@@ -99,9 +100,10 @@ def _refuse_others(folder: Path) -> None:
 
 
 def flat(settings: Mapping[str, Any], within: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted name."""
+    """Return nested settings by dotted name, without passwords and tokens of addresses."""
     dotted = {}
     for name, value in settings.items():
+        value = without_secrets(value) if isinstance(value, str) else value
         nested = isinstance(value, dict)
         dotted |= flat(value, f"{within}{name}.") if nested else {f"{within}{name}": value}
     return dotted
