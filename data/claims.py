@@ -3,12 +3,23 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from data.manifest import NAMES, read_record
+from data.manifest import NAMES, ShardRecord, read_record, tar_path
+
+
+def finished_shard(folder: Path, shard: int) -> ShardRecord | None:
+    """Return the record of a shard whose tar is there in the size that the record says."""
+    if (record := read_record(folder, shard)) is None:
+        return None
+    try:
+        size = tar_path(folder, shard).stat().st_size
+    except FileNotFoundError:
+        return None
+    return record if size == record.bytes else None
 
 
 def missing_shards(folder: Path, shards: Iterable[int]) -> Iterator[int]:
-    """Yield those of some shards that do not exist when they are asked for."""
-    return (shard for shard in shards if read_record(folder, shard) is None)
+    """Yield those of some shards that are not finished when they are asked for."""
+    return (shard for shard in shards if finished_shard(folder, shard) is None)
 
 
 def tidy(folder: Path) -> None:

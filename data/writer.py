@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.claims import tidy
+from data.claims import finished_shard, tidy
 from data.manifest import (
     Manifest,
     ShardRecord,
     open_data_set,
-    read_record,
 )
 from data.open_shard import OpenShard
 from data.pair_settings import PairSettings
@@ -48,7 +47,7 @@ def generate_shard(
         raise InputError(f"expected shards numbered from 0, got {shard}")
     teacher, manifest = open_pairs(settings, device)
     folder = settings.output_dir
-    if (record := read_record(folder, shard)) is None:
+    if (record := finished_shard(folder, shard)) is None:
         (record,) = write_shards(folder, [shard], teacher, manifest)
         tidy(folder)
     return record

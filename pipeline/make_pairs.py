@@ -16,7 +16,7 @@ import sys
 import time
 
 from data.claims import missing_shards, tidy
-from data.manifest import record_path
+from data.manifest import list_shards
 from data.writer import open_pairs, write_shards
 from pipeline.jobs.processes import local_device, local_main
 from pipeline.jobs.share import share
@@ -57,7 +57,7 @@ def main(config: PairsConfig) -> None:
 def status(config: PairsConfig) -> str:
     """Say how many shards of the data set exist, whichever task wrote them."""
     shards = range(config.num_pairs // config.pairs_per_shard)
-    done = sum(record_path(config.output_dir, i).exists() for i in shards)
+    done = sum(shard in shards for shard in list_shards(config.output_dir))
     rest = f", {len(shards) - done} are left" if done < len(shards) else ""
     return f"{done} of {len(shards)} shards are written to {config.output_dir}{rest}"
 
