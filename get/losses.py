@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from get.equilibrium import Adjoint, jacobian_penalty
 from get.errors import InputError
+from get.frechet import FrechetLoss
 from get.models import Equilibrium, Rollout, Student
 
 HUBER = 0.00054  # times the root of an image's numbers (Sec. 3.3, arXiv:2310.14189)
@@ -29,22 +30,30 @@ class Losses(NamedTuple):
         residual: Mean relative residual of the last state; None if the model does not iterate.
         penalty: Mean Jacobian penalty |df/dz|_F^2 / d at the last state; None if not asked for.
         adjoint: The backward solve of an implicit gradient; None without one.
+        frechet: Frechet distance of the last images; None if not asked for.
     """
 
     iterates: Float[Tensor, " iterates"]
     residual: Float[Tensor, ""] | None
     penalty: Float[Tensor, ""] | None = None
     adjoint: Adjoint | None = None
+    frechet: Float[Tensor, ""] | None = None
 
     @property
     def adjoint_failed(self) -> Float[Tensor, ""] | None:
         """Share of samples with a wrong implicit gradient in the last backward pass, if any."""
         return None if self.adjoint is None else self.adjoint.failed
 
-    def total(self, decay: float, penalty_weight: float = 0.0) -> Float[Tensor, ""]:
-        """Return the training loss: iterates by `geometric_weights`, and the penalty if any."""
+    def total(
+        self, decay: float, penalty_weight: float = 0.0, frechet_weight: float = 0.0
+    ) -> Float[Tensor, ""]:
+        """Return the training loss: iterates by `geometric_weights`, and what else there is."""
         loss = self.iterates @ geometric_weights(len(self.iterates), decay).to(self.iterates)
-        return loss if self.penalty is None else loss + penalty_weight * self.penalty
+        if self.penalty is not None:
+            loss = loss + penalty_weight * self.penalty
+        if self.frechet is not None and frechet_weight:
+            loss = loss + frechet_weight * self.frechet
+        return loss
 
 
 class IterateLoss(nn.Module):
@@ -57,6 +66,7 @@ class IterateLoss(nn.Module):
         *,
         iterations: int | None = None,
         equilibrium: Equilibrium | None = None,
+        frechet: FrechetLoss | None = None,
     ) -> None:
         """Wrap `model`.
 
@@ -66,6 +76,7 @@ class IterateLoss(nn.Module):
             iterations: Iterates with a loss each; None takes the model's number.
             equilibrium: How the iteration goes on to its converged state, which gets the last
                 loss; None ends with the last iterate.
+            frechet: Compares the last images as a distribution; None does not.
 
         Raises:
             InputError: If a model that does not iterate is given one of the last two, or a
@@ -79,7 +90,7 @@ class IterateLoss(nn.Module):
             )
         self.model = model
         self.loss = image_loss(loss)
-        self.iterations, self.equilibrium = iterations, equilibrium
+        self.iterations, self.equilibrium, self.frechet = iterations, equilibrium, frechet
 
     def forward(
         self,
@@ -90,6 +101,7 @@ class IterateLoss(nn.Module):
         penalty_draws: int = 0,
         generator: torch.Generator | None = None,
         rollout: Rollout | None = None,
+        frechet_weight: float | None = None,
     ) -> Losses:
         """Return the loss of every iterate against the teacher's image.
 
@@ -101,6 +113,7 @@ class IterateLoss(nn.Module):
             penalty_draws: Random vectors of the Jacobian penalty; 0 does not compute it.
             generator: Source of those vectors.
             rollout: Samples that begin later in their iteration.
+            frechet_weight: Of the Frechet distance; 0 only collects moments, None does nothing.
         """
         path = self.model.trajectory(
             noise,
@@ -121,7 +134,10 @@ class IterateLoss(nn.Module):
                     draws=penalty_draws,
                     generator=generator,
                 ).mean()
-        return Losses(losses, path.residual, penalty, path.adjoint)
+        frechet = None
+        if self.frechet is not None and frechet_weight is not None:
+            frechet = self.frechet(path.images[-1] if frechet_weight else path.images[-1].detach())
+        return Losses(losses, path.residual, penalty, path.adjoint, frechet)
 
 
 def image_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:

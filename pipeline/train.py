@@ -31,7 +31,13 @@ from pipeline.jobs.state import start_from
 from pipeline.jobs.trackers import check_trackers, start_trackers, track_picture
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.allocator import keep_freed_memory
-from pipeline.training.build import build_order, build_student, check_batch
+from pipeline.training.build import (
+    build_frechet,
+    build_objective,
+    build_order,
+    build_student,
+    check_batch,
+)
 from pipeline.training.skipped import Skipped
 from pipeline.training.step import TrainingStep
 from pipeline.training.step_cost import summary
@@ -64,7 +70,9 @@ def main(config: TrainConfig) -> None:
     # ---- what is trained
     torch.manual_seed(config.seed)
     student = build_student(config, manifest).to(accelerator.device)
-    train_step = TrainingStep(config, student, accelerator, order.streams)
+    frechet = build_frechet(config, manifest, order, accelerator.device)
+    objective = build_objective(config, student, frechet)
+    train_step = TrainingStep(config, student, accelerator, order.streams, objective)
     average, state = train_step.updates.average, train_step.updates.state
     fresh = config.overwrite_output_dir or latest(config.output_dir) is None
     if config.init_from is not None and fresh:

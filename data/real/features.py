@@ -34,26 +34,10 @@ class RealFeatures:
         Raises:
             InputError: If either cannot be read or is made for images of another shape.
         """
-        try:
-            network = Classifier.from_pretrained(feature_network, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"expected a feature network in {feature_network}, got "
-                f"{type(error).__name__}; make one with pipeline/train_classifier.py"
-            ) from error
-        network.to(device)  # pyrefly: ignore[bad-argument-type]  diffusers wraps it
-        self.network, self.batch_size = network.eval(), batch_size
+        self.network = load_network(feature_network, image_shape, device)
+        self.batch_size = batch_size
         self.images = {split: real_images(name, split).images for split in ("training", "held_out")}
-        c = network.config
-        for source, shape in (
-            (feature_network, (c["channels"], c["image_size"], c["image_size"])),
-            (name, tuple(self.images["training"].shape[1:])),
-        ):
-            if shape != image_shape:
-                raise InputError(
-                    f"expected images of {image_shape} like those of the pairs in {source}, "
-                    f"got {shape}; name others with --feature_network and --real_images"
-                )
+        _check_shape(name, tuple(self.images["training"].shape[1:]), image_shape)
         self.features = {split: self.features_of(x) for split, x in self.images.items()}
 
     def features_of(self, images: Tensor) -> Tensor:
@@ -66,3 +50,34 @@ class RealFeatures:
 
     def _run(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         return features_of(lambda x: function(x.to(self.network.device)), images, self.batch_size)
+
+
+def load_network(
+    folder: Path, image_shape: tuple[int, int, int], device: torch.device
+) -> Classifier:
+    """Load a feature network for images of this shape.
+
+    Raises:
+        InputError: If it cannot be read or is made for images of another shape.
+    """
+    try:
+        network = Classifier.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"expected a feature network in {folder}, got {type(error).__name__}; make one with "
+            "pipeline/train_classifier.py"
+        ) from error
+    network.to(device)  # pyrefly: ignore[bad-argument-type]  diffusers wraps it
+    c = network.config
+    _check_shape(folder, (c["channels"], c["image_size"], c["image_size"]), image_shape)
+    return network.eval()
+
+
+def _check_shape(
+    source: str | Path, shape: tuple[int, ...], image_shape: tuple[int, int, int]
+) -> None:
+    if shape != image_shape:
+        raise InputError(
+            f"expected images of {image_shape} like those of the pairs in {source}, got {shape}; "
+            "name others with --feature_network and --real_images"
+        )

@@ -35,8 +35,9 @@ class OnTorchdeq(IterateLoss):
         penalty_draws: int = 0,
         generator: torch.Generator | None = None,
         rollout: Rollout | None = None,
+        frechet_weight: float | None = None,
     ) -> Losses:
-        """Return the loss of every iterate; there is no penalty."""
+        """Return the loss of every iterate; there is nothing else."""
         from torchdeq.utils import mem_gc
 
         start, (_, *injections) = self.get.problem(noise, labels, z0)

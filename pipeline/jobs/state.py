@@ -4,6 +4,7 @@
     ema.safetensors         their average
     optimizer.safetensors   AdamW: `<index>.<name>`; step, exp_avg, exp_avg_sq of each parameter
     muon.safetensors        Muon, where it is used: `<index>.mean`
+    features.safetensors    averaged moments of the student's features, where they are trained on
 
 checkpoints.py keeps all this in `state/` of a checkpoint, and convert.py next to an imported
 model (the moments if the import has them). `start_from` begins a new run with either.
@@ -88,7 +89,11 @@ def start_from(
             student.load_state_dict(load_file(state / "model.safetensors"))
             average.load_state_dict(load_file(state / "ema.safetensors"))
             loaded = "weights and their average"
-            stored = {path.stem for path in state.glob("*.safetensors")} - {"model", "ema"}
+            stored = {path.stem for path in state.glob("*.safetensors")} - {
+                "model",
+                "ema",
+                "features",
+            }
             if stored == optimizers.keys():
                 for name, optimizer in optimizers.items():
                     _set_moments(load_moments(state / f"{name}.safetensors"), optimizer)

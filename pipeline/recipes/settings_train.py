@@ -108,6 +108,11 @@ class TrainConfig(TrainingConfig):
             gradient, before those that are trained. It keeps the later iterates good images, so
             that more iterations than trained do no harm. 0 is without.
         window_rollout: Fewest and most iterations of a rollout; one number is drawn in every step.
+        frechet_weight: Weight of the Frechet distance between the student's images and the
+            teacher's, in the features of `feature_network` (get/frechet.py); 0 is without. FID in
+            that network then flatters the student: judge it in others.
+        frechet_steps: It is used in the last so many steps, of which the first collect moments.
+        frechet_images: Images over which moments of the student's features are averaged.
         jacobian_weight: Weight of the Jacobian penalty |df/dz|_F^2 / d; 0 is without.
         jacobian_probability: Share of the steps in which it is applied.
         compile: Run the blocks through torch.compile; weights keep their names.
@@ -140,6 +145,9 @@ class TrainConfig(TrainingConfig):
     solver_tol: float = 1e-3
     window_share: float = 0.0
     window_rollout: tuple[int, int] = (1, 4)
+    frechet_weight: float = 0.0
+    frechet_steps: int = 1300
+    frechet_images: int = 10_000
     jacobian_weight: float = 0.0
     jacobian_probability: float = 1.0
     compile: bool = False
@@ -172,11 +180,16 @@ class TrainConfig(TrainingConfig):
                 f"expected unrolled_iterations of at least {least} for gradient {self.gradient}, "
                 f"got {self.unrolled_iterations}"
             )
-        if (self.feature_network is None) != (self.real_images is None):
+        # The Frechet distance as a loss compares with the teacher's images, not with real ones.
+        network_alone = self.feature_network is not None and self.frechet_weight > 0
+        if (self.feature_network is None) != (self.real_images is None) and not network_alone:
             raise InputError(
                 f"expected feature_network and real_images together, got {self.feature_network} "
                 f"and {self.real_images}; FID needs both"
             )
+        positive(frechet_steps=self.frechet_steps, frechet_images=self.frechet_images)
+        if self.frechet_weight and self.feature_network is None:
+            raise InputError("expected feature_network for frechet_weight, got none; name one")
         if self.compile and self.jacobian_weight:
             raise InputError(
                 "expected no jacobian_weight with compile, got one; compiled blocks cannot be "

@@ -1,14 +1,24 @@
 """What the settings say is trained: the student, its objective, the order of its data."""
 
-from data.manifest import Manifest
+import math
+
+import torch
+
+from data.manifest import DamagedShard, Manifest
 from data.order import Order, check_readers, choose_streams
+from data.reader import read_shard
+from data.real.features import load_network
 from data.store import Source
 from get.equilibrium import Anderson, Implicit, Phantom
 from get.errors import InputError
+from get.frechet import FrechetLoss
 from get.losses import IterateLoss
+from get.metrics import features_of
 from get.models import Equilibrium, Student
 from pipeline.jobs.run_json import recorded
 from pipeline.recipes.settings_train import TrainConfig
+
+FRECHET_REFERENCE = 50_000  # images of the teacher that the Frechet distance compares with
 
 
 def build_student(config: TrainConfig, manifest: Manifest) -> Student:
@@ -29,7 +39,35 @@ def build_student(config: TrainConfig, manifest: Manifest) -> Student:
     return student
 
 
-def build_objective(config: TrainConfig, student: Student) -> IterateLoss:
+def build_frechet(
+    config: TrainConfig, manifest: Manifest, order: Order, device: torch.device
+) -> FrechetLoss | None:
+    """Return the Frechet distance from the teacher's images of the training pairs, if it is used.
+
+    Raises:
+        InputError: If the feature network is missing or made for other images.
+        DamagedShard: If a shard is damaged and may not be skipped.
+    """
+    if config.feature_network is None or not config.frechet_weight:
+        return None
+    network = load_network(config.feature_network, manifest.image_shape, device)
+    network.requires_grad_(False)
+    shards = min(order.shards, math.ceil(FRECHET_REFERENCE / order.pairs_per_shard))
+    vectors = []
+    for shard in range(shards):
+        try:
+            images = read_shard(order.source, shard, manifest).as_floats().images
+        except DamagedShard:
+            if config.skip_damaged_shards:
+                continue
+            raise
+        vectors.append(features_of(lambda x: network.features(x.to(device)), images))
+    return FrechetLoss(network.features, torch.cat(vectors).to(device))
+
+
+def build_objective(
+    config: TrainConfig, student: Student, frechet: FrechetLoss | None = None
+) -> IterateLoss:
     """Wrap the student in the loss that the settings name."""
     equilibrium = None
     if config.gradient != "unrolled":
@@ -43,7 +81,9 @@ def build_objective(config: TrainConfig, student: Student) -> IterateLoss:
         gradient = Phantom(steps=1, damping=1.0) if phantom else Implicit(**solve)
         equilibrium = Equilibrium(gradient=gradient, **solve)
     iterations = config.unrolled_iterations
-    return IterateLoss(student, config.loss, iterations=iterations, equilibrium=equilibrium)
+    return IterateLoss(
+        student, config.loss, iterations=iterations, equilibrium=equilibrium, frechet=frechet
+    )
 
 
 def check_batch(config: TrainConfig, processes: int) -> None:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from data.pairs import Pairs
+from get.frechet import FrechetLoss
 from get.losses import IterateLoss, Losses
 from get.models import Rollout, Student
 from get.noise import step_seed
@@ -19,6 +20,7 @@ from pipeline.training.build import build_objective
 from pipeline.training.optimizers import build_optimizers
 from pipeline.training.updates import Updates
 
+FEATURES = "features"  # file of a checkpoint: averaged moments of the student's features
 WINDOW = 2**31  # stream of (seed, step) that draws the length of rollouts
 JACOBIAN = 2**32  # streams of (seed, step) from here on belong to the Jacobian penalty
 
@@ -52,10 +54,13 @@ class TrainingStep:
         self.streams = streams
         self.rank = accelerator.process_index if accelerator else 0
         self.processes = accelerator.num_processes if accelerator else 1
-        self.updates = Updates(config, student, build_optimizers(config, student))
+        objective = objective or build_objective(config, student)
+        self.frechet = objective.frechet
+        others = {} if self.frechet is None else {FEATURES: self.frechet.moments}
+        optimizers = build_optimizers(config, student)
+        self.updates = Updates(config, student, optimizers, others=others)
         if config.compile:
             student.compile_repeated_blocks()  # in place: weights keep their names
-        objective = objective or build_objective(config, student)
         # DDP where there are several processes; it wraps the module whose forward returns losses.
         self.module = accelerator.prepare(objective) if accelerator else objective
 
@@ -69,21 +74,28 @@ class TrainingStep:
         micro_steps = self.config.gradient_accumulation_steps
         size = len(batch) // micro_steps
         z0 = self.random_start(number, len(batch))
-        penalty_weight = self.penalty_weight(number)
+        penalty_weight, frechet_weight = self.penalty_weight(number), self.frechet_weight(number)
         figures: dict[str, list[Tensor]] = {}
         for i in range(micro_steps):
             rows = slice(i * size, (i + 1) * size)
             with self._gradients_synchronised(last=i == micro_steps - 1):
                 part = None if z0 is None else z0[rows]
                 rollout = self.rollout(number, self.rank * len(batch) + rows.start, size)
-                losses = self.losses(batch.take(rows), part, penalty_weight, number, rollout)
-                total = losses.total(self.config.iterate_decay, penalty_weight)
+                losses = self.losses(
+                    batch.take(rows), part, penalty_weight, number, rollout, frechet_weight
+                )
+                total = losses.total(
+                    self.config.iterate_decay, penalty_weight, frechet_weight or 0.0
+                )
                 (total / micro_steps).backward()
             values = {"loss": losses.iterates[-1], "total": total, "residual": losses.residual}
             values["adjoint_failed"] = losses.adjoint_failed
+            values["frechet"] = losses.frechet if frechet_weight else None
             for name, value in values.items():
                 if value is not None:
                     figures.setdefault(name, []).append(value)
+        if self.frechet is not None and frechet_weight is not None:
+            self._update_moments(self.frechet, number)
         means = {name: torch.stack(parts).mean() for name, parts in figures.items()}
         return {**means, "grad_norm": self.updates()}
 
@@ -94,11 +106,12 @@ class TrainingStep:
         penalty_weight: float = 0.0,
         number: int = 0,
         rollout: Rollout | None = None,
+        frechet_weight: float | None = None,
     ) -> Losses:
         """Return the losses of a micro-batch; see `micro_batch_losses`."""
         seed = step_seed(self.config.seed, number, JACOBIAN + 1 + self.rank)
         return micro_batch_losses(
-            self.module, batch, z0, self.config, penalty_weight, seed, rollout
+            self.module, batch, z0, self.config, penalty_weight, seed, rollout, frechet_weight
         )
 
     def random_start(self, number: int, count: int) -> Tensor | None:
@@ -130,6 +143,29 @@ class TrainingStep:
             return 0.0
         chance = step_seed(c.seed, number, JACOBIAN) / 2**32
         return c.jacobian_weight if chance < c.jacobian_probability else 0.0
+
+    def frechet_weight(self, number: int) -> float | None:
+        """Return the weight of the Frechet distance in a step; None in steps without.
+
+        Moments are collected first, with weight 0, until there are `frechet_images` of them.
+        """
+        c = self.config
+        if not c.frechet_weight or (seen := self._images_in_moments(number)) < 0:
+            return None
+        return c.frechet_weight if seen >= c.frechet_images else 0.0
+
+    def _images_in_moments(self, number: int) -> int:
+        """Return how many images the Frechet distance has seen before a step; below 0 too early."""
+        c = self.config
+        return (number - (c.max_train_steps - c.frechet_steps)) * c.global_batch_size
+
+    def _update_moments(self, frechet: FrechetLoss, number: int) -> None:
+        """Take this step's images into the averaged moments: a mean, then one that forgets."""
+        size = self.config.global_batch_size
+        known = min(self._images_in_moments(number) + size, self.config.frechet_images)
+        accelerator = self.accelerator
+        reduce = None if accelerator is None else lambda x: accelerator.reduce(x, "mean")
+        frechet.update(min(1.0, size / known), reduce)
 
     def _gradients_synchronised(self, *, last: bool) -> AbstractContextManager[None]:
         """Let processes exchange gradients in the last micro-step of a step only."""
@@ -167,6 +203,7 @@ def micro_batch_losses(
     penalty_weight: float = 0.0,
     seed: int = 0,
     rollout: Rollout | None = None,
+    frechet_weight: float | None = None,
 ) -> Losses:
     """Return the losses of a micro-batch, evaluated in the precision of the settings.
 
@@ -178,10 +215,13 @@ def micro_batch_losses(
         penalty_weight: Weight of the Jacobian penalty; 0 does not compute it.
         seed: Of the penalty's random vectors.
         rollout: Samples that begin later in their iteration.
+        frechet_weight: Of the Frechet distance; 0 only collects moments, None does nothing.
     """
     draws, generator, device = 0, None, batch.noise.device
     if penalty_weight:
         draws, generator = 1, torch.Generator(device).manual_seed(seed)
     bf16 = config.mixed_precision == "bf16"
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        return module(batch.noise, batch.labels, batch.images, z0, draws, generator, rollout)
+        return module(
+            batch.noise, batch.labels, batch.images, z0, draws, generator, rollout, frechet_weight
+        )

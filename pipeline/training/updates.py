@@ -29,6 +29,7 @@ class Updates(Generic[Model]):
         model: Model,
         optimizers: Mapping[str, Optimizer] | None = None,
         name: str = "model",
+        others: Mapping[str, torch.nn.Module] | None = None,
     ) -> None:
         """Copy the weights to be averaged and set up the schedules.
 
@@ -37,6 +38,7 @@ class Updates(Generic[Model]):
             model: What is trained.
             optimizers: By the names of their files; None is AdamW for all weights.
             name: Of the file with the raw weights.
+            others: What else a checkpoint must hold, by the names of its files.
         """
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if optimizers is None:
@@ -55,7 +57,7 @@ class Updates(Generic[Model]):
         )
         self.ema = EMA(model, config.ema_decay)
         self.average = self.ema.model
-        modules = {name: model, "ema": self.average}
+        modules = {name: model, "ema": self.average, **(others or {})}
         self.state = TrainState(modules, optimizers, self.schedulers)
 
     def __call__(self) -> Tensor:

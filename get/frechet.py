@@ -1,0 +1,104 @@
+"""The Frechet distance of a student's images from reference images, as a training loss.
+
+FD-loss (arXiv:2604.28190). A batch is too small to be compared as a distribution, so the moments
+of the student's features are averaged over many batches; the gradient goes through the last one.
+It needs no pairs and no teacher, only moments of reference images. A network whose features were
+trained on can no longer judge the student: measure in others.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+SMALLEST = 1e-9  # eigenvalue whose root is differentiated
+
+
+class Moments(nn.Module):
+    """Mean and second moment of feature vectors, float64."""
+
+    mean: Tensor
+    second: Tensor
+
+    def __init__(self, features: int, device: torch.device | None = None) -> None:
+        """Start at zero."""
+        super().__init__()
+        options = {"dtype": torch.float64, "device": device}
+        self.register_buffer("mean", torch.zeros(features, **options))
+        self.register_buffer("second", torch.zeros(features, features, **options))
+
+
+class FrechetLoss:
+    """Frechet distance between averaged moments of the student's images and a reference.
+
+    A training step calls it once a micro-batch, then `update` once.
+
+    Attributes:
+        moments: Averaged moments of the student's features.
+    """
+
+    def __init__(
+        self,
+        features: Callable[[Tensor], Tensor],
+        reference: Float[Tensor, "images features"],
+    ) -> None:
+        """Compute the moments of the reference.
+
+        Args:
+            features: Maps images in [-1, 1] to feature vectors, differentiably.
+            reference: Features of the reference images.
+        """
+        self.features = features
+        reference = reference.double()
+        self.reference_mean = reference.mean(0)
+        self.reference_trace, self.reference_root = _root(torch.cov(reference.T, correction=0))
+        self.moments = Moments(reference.shape[1], reference.device)
+        self._batches: list[tuple[Tensor, Tensor]] = []  # moments of this step's micro-batches
+
+    def __call__(self, images: Float[Tensor, "batch channels side side"]) -> Float[Tensor, ""]:
+        """Return the distance at the averaged moments.
+
+        Its gradient is that of the distance by the moments, applied to those of this batch. They
+        count as if the averages were theirs, so the gradient's size does not depend on how many
+        images are averaged.
+        """
+        device = images.device.type
+        with torch.autocast(device, enabled=False):
+            vectors = self.features(images.float()).double()
+            mean, second = vectors.mean(0), vectors.T @ vectors / len(vectors)
+            self._batches.append((mean.detach(), second.detach()))
+            if not images.requires_grad:
+                return self.distance(self.moments.mean, self.moments.second)
+            at = [x.clone().requires_grad_() for x in (self.moments.mean, self.moments.second)]
+            distance = self.distance(*at)
+            by_mean, by_second = torch.autograd.grad(distance, at)
+            moved = (by_mean * mean).sum() + (by_second * second).sum()
+            return distance.detach() + moved - moved.detach()
+
+    def distance(self, mean: Tensor, second: Tensor) -> Float[Tensor, ""]:
+        """Return |m - r|^2 + tr(C) + tr(R) - 2 tr((R^1/2 C R^1/2)^1/2) for covariances C and R."""
+        covariance = second - torch.outer(mean, mean)
+        product = self.reference_root @ covariance @ self.reference_root
+        roots = torch.linalg.eigvalsh(product).clamp_min(SMALLEST).sqrt()
+        shift = (mean - self.reference_mean).square().sum()
+        return shift + covariance.trace() + self.reference_trace - 2 * roots.sum()
+
+    def update(self, share: float, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Move the averages towards the moments of the batches since the last update.
+
+        Args:
+            share: Weight of the new moments; 1 forgets the old ones.
+            reduce: Averages a tensor over processes; None leaves it as it is.
+        """
+        averages = self.moments.mean, self.moments.second
+        for average, parts in zip(averages, zip(*self._batches, strict=True), strict=True):
+            new = torch.stack(parts).mean(0)
+            average.lerp_(new if reduce is None else reduce(new), share)
+        self._batches.clear()
+
+
+def _root(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the trace and the symmetric root of a covariance matrix."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return covariance.trace(), (vectors * values.clamp_min(0).sqrt()) @ vectors.T
