@@ -2,7 +2,8 @@
 
 torch.optim.Muon does the same for one matrix at a time in bfloat16, which costs a small GET on a
 CPU as much time as its gradients. Here matrices of one shape are processed together, in their own
-precision, and matrices that are stacked in one parameter (queries, keys and values) separately.
+precision, and matrices that are stacked in one parameter (queries, keys and values) separately. The
+kernel of a convolution is the matrix that maps a patch of its input to one pixel of its output.
 """
 
 from collections.abc import Iterable
@@ -34,15 +35,15 @@ class Muon(Optimizer):
         lr: float = 0.02,
         momentum: float = 0.95,
     ) -> None:
-        """Take matrices, or groups `{"params": ..., "stacked": n}` of them.
+        """Take matrices or kernels, or groups `{"params": ..., "stacked": n}` of them.
 
         Raises:
-            InputError: If a parameter is not a matrix or not a stack of `stacked` equal ones.
+            InputError: If a parameter is no matrix or kernel, or no stack of `stacked` equal ones.
         """
         super().__init__(params, {"lr": lr, "momentum": momentum, "stacked": 1})
         for group in self.param_groups:
             for p in group["params"]:
-                if p.ndim != 2 or len(p) % group["stacked"]:
+                if p.ndim not in (2, 4) or len(p) % group["stacked"]:
                     raise InputError(
                         f"expected a matrix of {group['stacked']} equal parts, got a parameter of "
                         f"shape {tuple(p.shape)}; leave it to another optimiser"
@@ -64,7 +65,9 @@ class Muon(Optimizer):
             parts_by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for p, u in zip(params, ahead, strict=True):
                 for part, direction in zip(
-                    p.chunk(group["stacked"]), u.chunk(group["stacked"]), strict=True
+                    p.view(len(p), -1).chunk(group["stacked"]),
+                    u.flatten(1).chunk(group["stacked"]),
+                    strict=True,
                 ):
                     parts_by_shape.setdefault(part.shape, []).append((part, direction))
             # Each `part` is a view of its parameter, so adding to it changes the parameter.

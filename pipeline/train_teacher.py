@@ -20,6 +20,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from data.files import write_json
 from data.real import Labelled, real_images
@@ -28,6 +29,7 @@ from data.teachers.open import open_teacher
 from data.teachers.settings import Sampler
 from get.cost import count_parameters
 from get.errors import InputError
+from get.muon import Muon
 from get.noise import draw, step_seed
 from pipeline.jobs.card import check_card, write_card
 from pipeline.jobs.processes import check_processes
@@ -55,7 +57,7 @@ def train(config: TeacherConfig, accelerator: Accelerator) -> None:
     sigma_data = config.sigma_data or round(float(images.std()), 2)
     torch.manual_seed(config.seed)
     unet = build_unet(config, data).to(accelerator.device)
-    updates = Updates(config, unet, name="unet")
+    updates = Updates(config, unet, build_optimizers(config, unet), name="unet")
 
     with Run(config, accelerator) as run:
         run.say(
@@ -115,6 +117,19 @@ def build_unet(config: TeacherConfig, data: Labelled) -> UNet2DModel:
         attention_head_dim=config.block_out_channels[-1],
         num_class_embeds=int(data.labels.max()) + 1 if conditional(data) else None,
     )
+
+
+def build_optimizers(config: TeacherConfig, unet: UNet2DModel) -> dict[str, Optimizer] | None:
+    """Return the optimisers by the names of their files in a checkpoint; None is the default."""
+    if config.muon_learning_rate is None:
+        return None
+    others = dict(unet.named_parameters())
+    outer = ("conv_in", "conv_out", "class_embedding")
+    inner = [n for n, p in others.items() if p.ndim >= 2 and not n.startswith(outer)]
+    muon = Muon([others.pop(name) for name in inner], config.muon_learning_rate)
+    betas = (0.9, config.adam_beta2)
+    adamw = AdamW(others.values(), config.learning_rate, betas, weight_decay=0.0, fused=True)
+    return {"optimizer": adamw, "muon": muon}
 
 
 def edm_loss(

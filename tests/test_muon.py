@@ -1,10 +1,16 @@
 """Muon makes every step orthogonal, matrix by matrix, and is what torch's own does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from data.real import real_images
 from get.errors import InputError
 from get.muon import Muon, orthogonal
+from pipeline import train_teacher
+from pipeline.recipes import RECIPES
+from pipeline.recipes.recipe import teachers
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.optimizers import build_optimizers
 
@@ -51,6 +57,18 @@ def test_stacked_matrices_move_as_they_would_alone():
     torch.testing.assert_close(stacked.detach(), torch.cat([p.detach() for p in alone]))
 
 
+def test_a_kernel_moves_as_the_matrix_from_a_patch_to_a_pixel():
+    kernel = torch.nn.Parameter(matrices(6, 4, 3, 3))
+    matrix = torch.nn.Parameter(matrices(6, 4, 3, 3).flatten(1))
+    optimizers = Muon([kernel], 0.1), Muon([matrix], 0.1)
+    for _ in range(3):
+        for p, optimizer in zip((kernel, matrix), optimizers, strict=True):
+            p.grad = p.detach().sin()
+            optimizer.step()
+    assert torch.equal(kernel.flatten(1), matrix)
+    assert not torch.equal(matrix, matrices(6, 4, 3, 3).flatten(1))
+
+
 def test_a_parameter_without_a_gradient_stays():
     p = torch.nn.Parameter(matrices(4, 4))
     Muon([p]).step()
@@ -74,3 +92,21 @@ def test_every_trained_parameter_has_one_optimiser(tmp_path):
     qkv = student.get_parameter("blocks.0.attn.qkv.weight")
     (group,) = (g for g in optimizers["muon"].param_groups if any(p is qkv for p in g["params"]))
     assert group["stacked"] == 3
+
+
+def test_every_parameter_of_a_teacher_has_one_optimiser():
+    config = replace(teachers(RECIPES)["photos"], muon_learning_rate=0.01)
+    unet = train_teacher.build_unet(config, real_images("photos", "training"))
+    optimizers = train_teacher.build_optimizers(config, unet)
+    assert optimizers is not None
+    taken = {
+        name: {id(p) for group in o.param_groups for p in group["params"]}
+        for name, o in optimizers.items()
+    }
+    names = {id(p): name for name, p in unet.named_parameters()}
+    assert taken["muon"] | taken["optimizer"] == names.keys()
+    assert not taken["muon"] & taken["optimizer"]
+    by_muon = {names[p] for p in taken["muon"]}
+    assert {"mid_block.resnets.0.conv1.weight", "time_embedding.linear_1.weight"} <= by_muon
+    assert not {"conv_in.weight", "conv_out.weight", "class_embedding.weight"} & by_muon
+    assert train_teacher.build_optimizers(teachers(RECIPES)["digits"], unet) is None

@@ -90,6 +90,8 @@ class TeacherConfig(TrainingConfig):
             class.
         block_out_channels: Channels of the U-Net's levels.
         attention: Put self-attention into the lowest level.
+        muon_learning_rate: Peak learning rate of Muon for the matrices and kernels between the
+            first and the last layer; None is AdamW for all weights.
         sigma_data: Standard deviation of the images in [-1, 1]; None measures it.
         sigma_min: Lowest noise level of sampling.
         sigma_max: Highest noise level of sampling.
@@ -99,6 +101,7 @@ class TeacherConfig(TrainingConfig):
     train_data_dir: str = "digits"
     block_out_channels: tuple[int, ...] = (24, 32)
     attention: bool = False
+    muon_learning_rate: float | None = None
     sigma_data: float | None = None
     sigma_min: float = 0.002
     sigma_max: float = 80.0
