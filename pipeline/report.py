@@ -206,7 +206,8 @@ def remarks(models: list[Model]) -> list[str]:
             f"FID is in the features of {first_name}, which training may use; the judges are "
             f"networks that none uses: {', '.join(judges)}. FDr is the mean over all "
             f"{len(networks)} of the Frechet distance from the training images, divided by that of "
-            f"the {sizes['held_out']} held-out real ones ({of_real}), whose small number raises it."
+            f"the {sizes['held_out']} held-out real ones ({of_real}). These are few, and neither "
+            "networks nor models have seen them, so below 1 is possible."
         )
     others = [model for model in models if not iterates(model)]
     for model in filter(iterates, models):
