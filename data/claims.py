@@ -3,18 +3,8 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from data.manifest import NAMES, ShardRecord, read_record, tar_path
-
-
-def finished_shard(folder: Path, shard: int) -> ShardRecord | None:
-    """Return the record of a shard whose tar is there in the size that the record says."""
-    if (record := read_record(folder, shard)) is None:
-        return None
-    try:
-        size = tar_path(folder, shard).stat().st_size
-    except FileNotFoundError:
-        return None
-    return record if size == record.bytes else None
+from data.manifest import NAMES, finished_shard
+from get.errors import InputError
 
 
 def missing_shards(folder: Path, shards: Iterable[int]) -> Iterator[int]:
@@ -28,6 +18,21 @@ def tidy(folder: Path) -> None:
     A writer that still works on one of them loses nothing, because its shard exists.
     """
     for path in folder.glob(f".*.{'?' * 32}.tmp"):
-        name = path.name[1:].rsplit(".", 2)[0]
-        if NAMES.fullmatch(name) and (folder / name).exists():
+        if _is_finished(folder, path.name[1:].rsplit(".", 2)[0]):
             path.unlink(missing_ok=True)
+    for path in folder.glob(".lock-*"):
+        if _is_finished(folder, path.name.removeprefix(".lock-")):
+            path.unlink(missing_ok=True)
+
+
+def _is_finished(folder: Path, name: str) -> bool:
+    """Say whether nobody needs to write this file of a data set any more."""
+    if (fits := NAMES.fullmatch(name)) is None:
+        return False
+    try:
+        shard = fits[1]
+        return (
+            (folder / name).exists() if shard is None else bool(finished_shard(folder, int(shard)))
+        )
+    except InputError:  # a damaged record
+        return False

@@ -1,5 +1,6 @@
 """Files and folders that appear complete under their name, by rename, or not at all."""
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,9 @@ from typing import Any
 from uuid import uuid4
 
 from get.errors import InputError
+
+UNKNOWN = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+"""What file systems answer that know no fsync of folders: mounts of buckets, some network ones."""
 
 
 def hidden_path(path: Path) -> Path:
@@ -41,10 +45,13 @@ def delete_leftovers(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut."""
+    """Make a file, or the names in a folder, survive a power cut, as far as that is possible."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNKNOWN:
+            raise
     finally:
         os.close(descriptor)
 
@@ -80,6 +87,10 @@ def new_file(path: Path) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None:  # a failed write does not name its file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -18,7 +18,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from data.files import hidden_path, sync
+from data.files import write_json
+from data.lock import locked
 from data.store import Cached, Folder, Source, Store, open_store
 from data.strict import Rule, integer, optional, parse, settings_of, text
 from data.teachers.settings import Execution, Sampler
@@ -165,6 +166,11 @@ def record_path(folder: Path, shard: int) -> Path:
     return folder / record_name(shard)
 
 
+def lock_path(folder: Path, name: str) -> Path:
+    """Return the file that exists while another one is put into its place."""
+    return folder / f".lock-{name}"
+
+
 def read_manifest(folder: Source) -> Manifest:
     """Read and check the manifest of a data set in any store.
 
@@ -196,27 +202,24 @@ def open_data_set(folder: Path, manifest: Manifest) -> None:
     Raises:
         InputError: If the settings differ; the message lists the differences.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manifest.json"
-    temporary = hidden_path(path)
-    temporary.write_text(json.dumps(manifest.as_json(), indent=2) + "\n")
-    try:
-        sync(temporary)
-        os.link(temporary, path)
-    except (FileExistsError, FileNotFoundError):  # the latter: another writer has tidied up
-        old, new = asdict(read_manifest(folder)), asdict(manifest)
-        different = [
-            f"{k} was {old[k]!r}, is {new[k]!r}"
-            for k in new
-            if old[k] != new[k] and k != "vae"  # a teacher may move: its fingerprint is compared
-        ]
-        if different:
-            raise InputError(
-                f"expected the settings of the pairs in {folder}, got: {'; '.join(different)}; "
-                "choose another output_dir"
-            ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(lock_path(folder, "manifest.json")):
+            if not path.exists():
+                write_json(path, manifest.as_json())
+                return
+    old, new = asdict(read_manifest(folder)), asdict(manifest)
+    different = [
+        f"{k} was {old[k]!r}, is {new[k]!r}"
+        for k in new
+        if old[k] != new[k] and k != "vae"  # a teacher may move: its fingerprint is compared
+    ]
+    if different:
+        raise InputError(
+            f"expected the settings of the pairs in {folder}, got: {'; '.join(different)}; "
+            "choose another output_dir"
+        )
 
 
 def read_record(folder: Source, shard: int) -> ShardRecord | None:
@@ -237,6 +240,17 @@ def read_record(folder: Source, shard: int) -> ShardRecord | None:
             f"expected a shard record in {store.place(record_name(shard))}, got "
             f"{error}; delete it and run make_pairs.py again"
         ) from error
+
+
+def finished_shard(folder: Path, shard: int) -> ShardRecord | None:
+    """Return the record of a shard whose tar is there in the size that the record says."""
+    if (record := read_record(folder, shard)) is None:
+        return None
+    try:
+        size = tar_path(folder, shard).stat().st_size
+    except FileNotFoundError:
+        return None
+    return record if size == record.bytes else None
 
 
 def count_shards(folder: Source) -> int:

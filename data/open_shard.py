@@ -17,7 +17,15 @@ from webdataset.writer import TarWriter
 
 from data.codec import encode
 from data.files import hidden_path, sync, write_json
-from data.manifest import Manifest, ShardRecord, record_path, tar_path
+from data.lock import locked
+from data.manifest import (
+    Manifest,
+    ShardRecord,
+    finished_shard,
+    lock_path,
+    record_path,
+    tar_path,
+)
 from data.pairs import Pairs
 from get.errors import InputError
 
@@ -78,15 +86,17 @@ class OpenShard:
                 bytes=self.bytes,
                 manifest=self.manifest.identity,
             )
-            record_file = record_path(self.folder, self.shard)
-            try:
-                self.path.replace(self.target)
-                sync(self.folder)  # a power cut must not keep the record and lose the tar
-                write_json(record_file, asdict(record))
-                sync(self.folder)
-            except FileNotFoundError:
-                if not record_file.exists():  # if it does, another writer was first and tidied up
-                    raise
+            return self._rename(record)
+
+    def _rename(self, record: ShardRecord) -> ShardRecord:
+        """Publish tar and record; if another writer has published this shard, keep that."""
+        with locked(lock_path(self.folder, self.target.name)):
+            if (published := finished_shard(self.folder, self.shard)) is not None:
+                return published
+            self.path.replace(self.target)
+            sync(self.folder)  # a power cut must not keep the record and lose the tar
+            write_json(record_path(self.folder, self.shard), asdict(record))
+            sync(self.folder)
         return record
 
     @contextmanager

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.claims import finished_shard, tidy
+from data.claims import tidy
 from data.manifest import (
     Manifest,
     ShardRecord,
+    finished_shard,
     open_data_set,
 )
 from data.open_shard import OpenShard

@@ -111,7 +111,9 @@ def test_noise_and_labels_other_than_those_of_the_seed_are_found_without_a_teach
 ):
     pairs = write_pairs(tmp_path, 2)
     manifest = read_manifest(pairs)
-    write_given(pairs, 1, manifest, change(read_shard(pairs, 1)))
+    changed = change(read_shard(pairs, 1))
+    record_path(pairs, 1).unlink()
+    write_given(pairs, 1, manifest, changed)
     assert f"{count} pairs, " in (found := find_damage(pairs, 1, manifest) or "")
     assert SEED in found
     assert find_damage(pairs, 0, manifest) is None

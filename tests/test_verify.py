@@ -118,6 +118,7 @@ def test_deep_verification_knows_the_teachers_pairs_from_others(tmp_path, here):
     # Images of other noise.
     manifest = read_manifest(tmp_path)
     pairs = read_shard(tmp_path, 1).as_floats()
+    record_path(tmp_path, 1).unlink()
     write_given(tmp_path, 1, manifest, Pairs(pairs.noise, pairs.images.flip(0), pairs.labels))
     completed(here("verify_pairs", tmp_path))
     failed = here(*deep, "--teacher", settings.teacher)
