@@ -21,7 +21,6 @@ from data.manifest import count_shards, read_manifest
 from data.order import Order
 from data.reader import batches
 from data.store import open_store
-from data.teachers.diffusers_folder import load_vae
 from get.models import Student
 from get.pipeline_get import GETPipeline
 from pipeline.jobs.checkpoints import latest
@@ -41,6 +40,7 @@ from pipeline.training.build import (
 from pipeline.training.skipped import Skipped
 from pipeline.training.step import TrainingStep
 from pipeline.training.step_cost import summary
+from pipeline.training.vae import find_vae
 from pipeline.training.validation import Validation
 
 
@@ -83,7 +83,7 @@ def main(config: TrainConfig) -> None:
     validation = None
     if accelerator.is_main_process:
         validation = Validation(config, manifest, order, accelerator.device, skipped)
-    pipeline = GETPipeline(average, load_vae(manifest.vae) if manifest.vae else None)
+    pipeline = GETPipeline(average, find_vae(config, manifest))
     pipeline.set_progress_bar_config(disable=True)
 
     data = {**asdict(manifest), "shards": order.shards}

@@ -82,6 +82,8 @@ class TrainConfig(TrainingConfig):
         pairs_cache: Folder that keeps shards read from elsewhere; it needs the room of them all.
         skip_damaged_shards: Read other shards in place of damaged or missing ones, and count them;
             without, the first stops the training.
+        vae: Folder or hub id whose `vae/` decodes the pairs if they are latents. None takes what
+            the pairs name if it is a local folder or the teacher of a recipe.
         model: The student's shape.
         init_from: A run of train.py, one of its checkpoints, or what convert.py makes of one of
             locuslab/get: its weights, their average and, for the same optimiser, its moments are
@@ -127,6 +129,7 @@ class TrainConfig(TrainingConfig):
     pairs: str | Path
     pairs_cache: Path | None = None
     skip_damaged_shards: bool = False
+    vae: str | None = None
     model: Architecture = field(default_factory=GETModel)
     init_from: Path | None = None
     holdout_shards: int = 1
