@@ -180,15 +180,12 @@ def source_of(config: CheckpointConversion, checkpoint: Checkpoint) -> dict[str,
     """Return where a pipeline comes from."""
     with config.file.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    plain = str | int | float | list
     return {
         "format": "locuslab/get",
         "file": config.file.name,
         "sha256": sha256,
         "weights": config.weights,
-        "args": {
-            name: value for name, value in checkpoint.args.items() if isinstance(value, plain)
-        },
+        "args": checkpoint.args,
     }
 
 

@@ -78,6 +78,19 @@ def test_arguments_that_contradict_the_tensors_are_refused(tmp_path, convert, ar
     untouched(tmp_path)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["model", "f_solver", "num_classes", "eval_f_max_iter", "grad"])
+def test_arguments_that_unfold_to_terabytes_are_left_out(tmp_path, convert, name):
+    nested: list = []
+    for _ in range(45):
+        nested = [nested, nested]
+    official(tmp_path / "x.pth", golden("get_cond"), **{name: nested})
+    result = convert("get_checkpoint", tmp_path / "x.pth", tmp_path / "out", "--heads", 2)
+    assert (result.code, "got neither" in result.err) in {(0, False), (2, True)}
+    if result.code == 0:
+        assert (tmp_path / "out" / "source.json").stat().st_size < 2000
+
+
 def test_a_name_nobody_published_asks_for_heads_and_iterations_may_be_a_factor(tmp_path, convert):
     official(
         tmp_path / "x.pth", golden("get_uncond"), eval_f_max_iter=0, f_max_iter=4, eval_factor=2.5

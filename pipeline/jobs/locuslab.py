@@ -24,7 +24,7 @@ class Checkpoint:
     """What a checkpoint holds.
 
     Attributes:
-        args: Its training's arguments.
+        args: Its training's arguments, as far as they are plain values.
         models: Models with the raw weights ("model") and the averaged ones ("ema").
         moments: AdamW's moments by number of the parameter; empty if there are none.
     """
@@ -53,10 +53,22 @@ def read_checkpoint(path: Path, heads: int | None) -> Checkpoint:
                     f"expected args, model and ema in {path}, got something else; "
                     "it is no checkpoint of locuslab/get"
                 )
+        args = {name: value for name, value in args.items() if _is_plain(value)}
         states = {name: _read_state(content[name], path) for name in ("model", "ema")}
         models = {name: _build(state, args, heads) for name, state in states.items()}
         moments = _read_moments(content.get("opt"), list(states["model"]), models["model"])
     return Checkpoint(args, models, moments)
+
+
+def _is_plain(value: object) -> bool:
+    """Say whether a value is short: lists in lists may be endless when they are printed."""
+    if isinstance(value, list):
+        return (
+            len(value) <= 100
+            and not any(isinstance(entry, list) for entry in value)
+            and (all(_is_plain(entry) for entry in value))
+        )
+    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 1000)
 
 
 def _read_state(stored: dict[Any, Any], path: Path) -> dict[str, Tensor]:
