@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from data.files import write_json
+from data.folder import Folder, Store
 from data.lock import locked
-from data.store import Cached, Folder, Source, Store, open_store
+from data.store import Cached, Source, open_store
 from data.strict import Rule, integer, optional, parse, settings_of, text
 from data.teachers.settings import Execution, Sampler
 from get.errors import InputError

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data.codec import decode
+from data.folder import Store
 from data.manifest import (
     DamagedShard,
     Manifest,
@@ -27,7 +28,7 @@ from data.manifest import (
 )
 from data.order import Order, check_readers
 from data.pairs import Pairs
-from data.store import Source, Store, open_store
+from data.store import Source, open_store
 from data.tar import samples
 from get.errors import InputError
 

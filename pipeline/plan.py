@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from data.store import Folder, open_store
+from data.folder import Folder
+from data.store import open_store
 from get.errors import InputError
 from get.losses import NETWORKS
 from pipeline.jobs.checkpoints import latest

@@ -12,8 +12,9 @@ from itertools import islice, pairwise
 import numpy as np
 import tyro
 
+from data.folder import Folder, Store
 from data.manifest import Manifest, count_shards, list_shards, read_manifest, record_name
-from data.store import Folder, Store, open_store
+from data.store import open_store
 from data.teachers.open import open_teacher
 from data.teachers.settings import Execution, Sampler
 from data.verify import compare_with_teacher, find_damage

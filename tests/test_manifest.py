@@ -9,6 +9,7 @@ import pytest
 from data.manifest import (
     Manifest,
     count_shards,
+    list_shards,
     open_data_set,
     read_manifest,
     read_record,
@@ -80,6 +81,14 @@ def test_a_damaged_record_is_refused_by_name(tmp_path: Path, text: str) -> None:
     record_path(tmp_path, 3).write_text(text)
     with pytest.raises(InputError, match=r"pairs-000003\.json"):
         read_record(tmp_path, 3)
+
+
+def test_shards_above_a_million_are_counted(tmp_path: Path) -> None:
+    for shard in (999_999, 1_000_000, 12_345_678):
+        record_path(tmp_path, shard).touch()
+    for stray in ("pairs-0000001.json", "pairs-00001.json", "pairs-000001.json.part"):
+        (tmp_path / stray).touch()
+    assert list_shards(tmp_path) == [999_999, 1_000_000, 12_345_678]
 
 
 def test_a_gap_is_refused(tmp_path: Path) -> None:

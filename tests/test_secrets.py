@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from data.folder import without_secrets
 from data.order import Order
-from data.store import open_store, without_secrets
+from data.store import open_store
 from get.errors import InputError
 from pipeline.jobs.run_json import flat, keep_settings
 from pipeline.recipes import RECIPES
@@ -47,7 +48,7 @@ SOURCES = [
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_no_message_about_a_source_has_its_secrets(source: str, monkeypatch) -> None:
-    monkeypatch.setattr("data.store.DELAYS", ())
+    monkeypatch.setattr("data.remote.DELAYS", ())
     shown = []
     try:
         store = open_store(source)

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from data.folder import Store
 from data.manifest import count_shards, read_manifest, read_record
 from data.reader import read_shard
-from data.store import Source, Store, open_store
+from data.store import Source, open_store
 from get.errors import InputError
 
 from .shards import IN_PROCESSES, SHARDS, Quiet, order, read, same, serving
@@ -70,7 +72,7 @@ def test_shards_that_cannot_be_listed_are_counted_in_few_questions(present: int)
     asked = []
 
     class Asked(Store):
-        def read(self, name: str) -> bytes:
+        def read(self, name: str, at_most: int = 0) -> bytes:
             asked.append(name)
             if int(name[6:12]) >= present:
                 raise FileNotFoundError
@@ -129,6 +131,39 @@ def test_a_name_reaches_the_command_as_one_word() -> None:
 def test_a_source_that_cannot_be_opened_is_reported_at_once(source: str, shown: str) -> None:
     with pytest.raises(InputError, match=shown) as raised:
         open_store(source)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [("sleep 100; echo", "nothing for 0 s"), ("sleep 100 & echo x; wait; echo", "nothing for 0 s")],
+)
+def test_a_command_that_hangs_is_killed_with_what_it_started(monkeypatch, command, shown):
+    monkeypatch.setattr("data.remote.SILENCE", 0.3)
+    with pytest.raises(InputError, match=shown):
+        open_store(f"pipe:{command} {{}}").read("x")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("source", ["pipe:yes {}", "web", "folder"])
+def test_no_store_reads_more_of_a_file_than_it_should_have(source, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes(10**6))
+    with ExitStack() as stack:
+        if source == "web":
+            source = stack.enter_context(serving(partial(Quiet, directory=tmp_path)))
+        store = open_store(str(tmp_path) if source == "folder" else source)
+        assert 1000 < len(store.read("x", 1000)) <= 1000 + 2**20
+        with pytest.raises(ValueError, match="more bytes instead of 1000"):
+            store.read_whole("x", 1000, "")
+
+
+@pytest.mark.parametrize(
+    "source", ["ftp://127.0.0.1:9/x", "zip://x::file:///no-such.zip", "hf://datasets/a/b"]
+)
+def test_errors_of_any_package_behind_fsspec_are_one_line(source: str) -> None:
+    with pytest.raises(InputError, match="expected") as raised:
+        open_store(source).read("x")
     assert "\n" not in str(raised.value)
 
 

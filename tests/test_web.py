@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from hashlib import sha256
 
 import pytest
 
-import data.store
-from data.manifest import DamagedShard
+import data.remote
+from data.manifest import DamagedShard, count_shards, read_record
 from data.reader import batches, read_shard
 from data.store import open_store
 from get.errors import InputError
@@ -38,7 +39,7 @@ class Moody(Quiet):
 @pytest.fixture
 def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[str, list[str]]]]:
     """Return a function that starts a server with these answers; its address, what is asked."""
-    monkeypatch.setattr(data.store, "DELAYS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(data.remote, "DELAYS", (0.01, 0.01, 0.01))
 
     def start(*answers: int | bytes | tuple[int, bytes]) -> tuple[str, list[str]]:
         asked: list[str] = []
@@ -63,7 +64,7 @@ def test_what_does_not_pass_is_reported_in_one_line(moody: Callable) -> None:
     assert "\n" not in str(raised.value)
 
 
-NEVER = [(404, FileNotFoundError), (410, FileNotFoundError), (403, InputError)]
+NEVER = [(404, FileNotFoundError), (410, FileNotFoundError), (401, InputError)]
 
 
 @pytest.mark.parametrize(("status", "kind"), NEVER)
@@ -72,6 +73,28 @@ def test_absence_and_refusal_are_not_asked_again(moody: Callable, status: int, k
     with pytest.raises(kind, match=f"HTTP {status}"):
         open_store(address).read("x")
     assert len(asked) == 1
+
+
+def test_a_file_that_the_server_cut_short_is_asked_for_again(moody: Callable) -> None:
+    whole = b"whole"
+    address, asked = moody(b"who", whole)
+    assert open_store(address).read_whole("x", 5, sha256(whole).hexdigest()) == whole
+    assert len(asked) == 2
+
+
+def test_403_is_absence_where_the_manifest_can_be_read(moody: Callable) -> None:
+    """As public buckets answer that let nobody list their files."""
+    address, _ = moody(403, MANIFEST, RECORD, 403, MANIFEST)
+    assert read_record(address, 1) is None
+    assert count_shards(address) == 1
+    address, _ = moody(403, 403)
+    with pytest.raises(InputError, match="HTTP 403"):
+        read_record(address, 1)
+
+
+def test_the_scheme_of_an_address_may_be_in_capitals(moody: Callable) -> None:
+    address, _ = moody(b"whole")
+    assert open_store(address.replace("http", "HTTP")).read("x") == b"whole"
 
 
 def test_a_query_is_sent_but_not_shown(moody: Callable) -> None:

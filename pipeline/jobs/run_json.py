@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import read_json, write_json
-from data.store import without_secrets
+from data.folder import without_secrets
 from get.errors import InputError
 from pipeline.jobs.checkpoints import latest
 from pipeline.jobs.provenance import provenance

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from data.codec import encode
+from data.folder import Folder
 from data.manifest import Manifest, count_shards, list_shards, read_manifest, read_record
 from data.pairs import Pairs
-from data.store import Folder, Source, open_store
+from data.store import Source, open_store
 from get.errors import InputError
 from get.noise import draw
 from pipeline.recipes import RECIPES
