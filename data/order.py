@@ -79,6 +79,14 @@ class Order:
             position += count
         return pieces
 
+    def turn(self, step: int) -> int:
+        """Return the number of the shard, 0 the first, that every stream ends a step with."""
+        return ((step + 1) * (self.batch_size // self.streams) - 1) // self.pairs_per_shard
+
+    def shard(self, stream: int, turn: int, damaged: Collection[int] = ()) -> int:
+        """Return the shard that a stream reads in its nth turn."""
+        return self._turn(stream, turn, damaged)[0]
+
     def _turn(
         self, stream: int, turn: int, damaged: Collection[int]
     ) -> tuple[int, Int[np.ndarray, " pairs"]]:

@@ -1,6 +1,6 @@
 """Read pairs from shards into batches, in the order that order.py defines.
 
-Shards are decoded completely and kept in memory up to a limit. There is no state to save: a
+Shards are decoded completely, ahead of their use (shard_memory.py). There is no state to save: a
 resumed run asks for the batch it needs next and nothing before it is opened.
 """
 
@@ -8,8 +8,8 @@ import atexit
 import multiprocessing
 import signal
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import count
 from multiprocessing.connection import wait
 
@@ -28,11 +28,10 @@ from data.manifest import (
 )
 from data.order import Order, check_readers
 from data.pairs import Pairs
+from data.shard_memory import ShardMemory
 from data.store import Source, open_store
 from data.tar import samples
 from get.errors import InputError
-
-CACHE_BYTES = 2**30  # of decoded shards, per process that reads
 
 
 def read_shard(source: Source, shard: int, manifest: Manifest | None = None) -> Pairs:
@@ -72,14 +71,14 @@ def load_shard(store: Store, shard: int, record: ShardRecord | None, manifest: M
     return decode(samples(data), record.first_index, manifest)
 
 
-_Chunk = tuple[Pairs, dict[int, str]]
-"""What a stream gives to a batch, and the errors of the damaged shards first found on the way."""
+_Part = tuple[Pairs, dict[int, str]]
+"""What a loader process gives to a batch, and the errors of the damaged shards it found first."""
 
 
-class _Chunks(IterableDataset):
-    """What one loader process reads: for every step a chunk of each of its streams, in order.
+class _Parts(IterableDataset):
+    """What one loader process reads: for every step what its streams give, in their order.
 
-    Damaged shards are reported as data, in the chunk that needed them, because an exception would
+    Damaged shards are reported as data, with the pairs in their place, because an exception would
     carry a loader worker's traceback. Where they may not be skipped, or the store cannot be
     reached, the last item is the message as a string.
     """
@@ -87,24 +86,30 @@ class _Chunks(IterableDataset):
     def __init__(self, order: Order, streams: range, start: int, skip: bool) -> None:
         self.order, self.streams, self.start, self.skip = order, streams, start, skip
 
-    def __iter__(self) -> Iterator[_Chunk | str]:
+    def __iter__(self) -> Iterator[_Part | str]:
         worker = get_worker_info()
         streams = self.streams if worker is None else self.streams[worker.id :: worker.num_workers]
-        shards = _Shards(self.order, at_least=len(streams) + 1)
-        known: set[int] = set()
-        for step in count(self.start):
-            for stream in streams:
-                try:
-                    chunk = self._chunk(shards, stream, step, known)
-                except InputError as error:
-                    yield str(error)
-                    return
-                known.update(chunk[1])
-                yield chunk
+        shards = ShardMemory(_reader(self.order), at_least=len(streams) + 1)
+        known, expected, following = set[int](), (-1, 0), list[int]()
+        try:
+            for step in count(self.start):
+                new: dict[int, str] = {}
+                parts = [self._chunk(shards, stream, step, known, new) for stream in streams]
+                yield Pairs.cat(parts), new
+                known.update(new)
+                if expected != (now := (self.order.turn(step), len(known))):
+                    following = [self.order.shard(s, now[0] + 1, known) for s in streams]
+                    expected = now
+                shards.expect(following, in_use=len(streams))
+        except InputError as error:
+            yield str(error)
+        finally:
+            shards.close()
 
-    def _chunk(self, shards: "_Shards", stream: int, step: int, known: set[int]) -> _Chunk:
-        """Read a chunk without the shards known to be damaged, and any that it finds to be."""
-        new: dict[int, str] = {}
+    def _chunk(
+        self, shards: ShardMemory, stream: int, step: int, known: set[int], new: dict[int, str]
+    ) -> Pairs:
+        """Read a chunk without the shards known to be damaged; add those it finds to `new`."""
         while True:
             pieces = []
             for number, positions in self.order.chunk(stream, step, known | new.keys()):
@@ -117,36 +122,24 @@ class _Chunks(IterableDataset):
                     new[number] = str(error)
                     break  # the order without this shard may differ: begin the chunk again
             else:
-                return Pairs.cat(pieces), new
+                return Pairs.cat(pieces)
 
 
-class _Shards:
-    """A cache of decoded shards that drops the least recently used ones."""
+def _reader(order: Order) -> Callable[[int], Pairs]:
+    """Return a function that reads a training shard; the manifest is read with the first one."""
+    store = open_store(order.source)
+    manifest = cache(lambda: read_manifest(store))
 
-    def __init__(self, order: Order, at_least: int) -> None:
-        # A process reads one shard per stream at the same time: with fewer in memory it would
-        # decode each of them again for every batch.
-        self.store, self.at_least = open_store(order.source), at_least
-        self.manifest: Manifest | None = None  # read with the first shard, in this process
-        self.pairs_per_shard = order.pairs_per_shard
-        self.kept: OrderedDict[int, Pairs] = OrderedDict()
+    def read(number: int) -> Pairs:
+        shard = read_shard(store, number, manifest())
+        if len(shard) != order.pairs_per_shard:
+            raise DamagedShard(
+                f"expected {order.pairs_per_shard} pairs in {store.place(tar_name(number))}, got "
+                f"{len(shard)}; all shards of a data set hold the same number"
+            )
+        return shard
 
-    def __getitem__(self, number: int) -> Pairs:
-        if number not in self.kept:
-            self.manifest = self.manifest or read_manifest(self.store)
-            shard = read_shard(self.store, number, self.manifest)
-            if len(shard) != self.pairs_per_shard:
-                place = self.store.place(tar_name(number))
-                raise DamagedShard(
-                    f"expected {self.pairs_per_shard} pairs in {place}, got {len(shard)}; "
-                    "all shards of a data set hold the same number"
-                )
-            self.kept[number] = shard
-            size = sum(rows.nbytes for rows in vars(shard).values() if rows is not None)
-            while len(self.kept) > max(self.at_least, CACHE_BYTES // size):
-                self.kept.popitem(last=False)
-        self.kept.move_to_end(number)
-        return self.kept[number]
+    return read
 
 
 def _ignore_signals(worker: int) -> None:
@@ -172,7 +165,7 @@ def _ignore_deaths() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _named_deaths(chunks: Iterable[_Chunk | str], workers: int) -> Iterator[_Chunk | str]:
+def _named_deaths(chunks: Iterable[_Part | str], workers: int) -> Iterator[_Part | str]:
     """Pass chunks on; say so in one line if a loader worker has died."""
     try:
         yield from chunks
@@ -219,33 +212,44 @@ def batches(
         atexit.register(_kill_workers)  # runs before Python waits for its children
     per_process = order.streams // processes
     streams = range(rank * per_process, (rank + 1) * per_process)
+    size = order.batch_size // order.streams
     loader = DataLoader(
-        _Chunks(order, streams, start, skip=damaged is not None),
+        _Parts(order, streams, start, skip=damaged is not None),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=_ignore_signals,
         # Without one, DataLoader draws the seeds of its workers from torch's global generator.
         generator=torch.Generator(),
     )
-    chunks = _named_deaths(loader, workers)
-    return _assemble(chunks, per_process, damaged or (lambda number, description: None))
+    parts = _named_deaths(loader, workers)
+    return _assemble(parts, max(workers, 1), damaged or (lambda number, description: None), size)
 
 
 def _assemble(
-    chunks: Iterable[_Chunk | str], streams: int, damaged: Callable[[int, str], object]
+    items: Iterable[_Part | str],
+    readers: int,
+    damaged: Callable[[int, str], object],
+    size: int,
 ) -> Iterator[Pairs]:
-    """Put the chunks of every batch together and report each damaged shard once."""
+    """Put the parts of every batch together and report each damaged shard once.
+
+    Args:
+        items: Parts of readers 0, 1, ..., then again.
+        readers: Their number.
+        damaged: See `batches`.
+        size: Pairs that a stream gives to a batch.
+    """
     reported: set[int] = set()  # several loader workers may find the same shard damaged
     parts: list[Pairs] = []
-    for chunk in chunks:  # DataLoader asks its workers in turn, so they come in stream order
-        if isinstance(chunk, str):
-            raise InputError(chunk)
-        pairs, new = chunk
+    for item in items:  # DataLoader asks its workers in turn
+        if isinstance(item, str):
+            raise InputError(item)
+        pairs, new = item
         for number, description in new.items():
             if number not in reported:
                 damaged(number, description)
         reported.update(new)
         parts.append(pairs)
-        if len(parts) == streams:
-            yield Pairs.cat(parts).as_floats()
+        if len(parts) == readers:
+            yield Pairs.interleave(parts, size).as_floats()
             parts = []

@@ -1,8 +1,12 @@
 """Shards to batches: the same batches on any number of processes, resumed anywhere."""
 
+import time
 from collections import Counter
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import current_thread, main_thread
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data.reader
-from data.manifest import ImageFormat, record_path, tar_path
-from data.reader import batches
+import data.shard_memory
+from data.manifest import DamagedShard, ImageFormat, record_path, tar_path
+from data.pairs import Pairs
+from data.reader import batches, read_shard
+from data.shard_memory import ShardMemory
 from get.errors import InputError
 
 from .problems import Softsign
@@ -134,7 +141,7 @@ def test_images_of_every_format_arrive_as_float32_in_the_range(
 
 @pytest.mark.parametrize("limit", [1, 2**20])
 def test_shards_are_kept_in_memory_up_to_the_limit(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(data.reader, "CACHE_BYTES", limit)
+    monkeypatch.setattr(data.shard_memory, "CACHE_BYTES", limit)
     loader = batches(order(write_pairs(tmp_path, 4), streams=1, batch_size=PAIRS, shards=4))
     first = list(islice(loader, 4))
     for shard in range(4):
@@ -148,9 +155,41 @@ def test_shards_are_kept_in_memory_up_to_the_limit(tmp_path, monkeypatch, limit)
 
 
 def test_decoded_shards_in_memory_do_not_grow_with_the_data_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.reader, "CACHE_BYTES", 1)
-    whole = order(write_pairs(tmp_path), streams=2, batch_size=2)
-    shards = data.reader._Shards(whole, at_least=3)
+    monkeypatch.setattr(data.shard_memory, "CACHE_BYTES", 1)
+    pairs = write_pairs(tmp_path)
+    shards = ShardMemory(partial(read_shard, pairs), at_least=3)
     for number in range(SHARDS):
         assert len(shards[number]) == PAIRS
-        assert len(shards.kept) <= 3
+        shards.expect([(number + n) % SHARDS for n in (1, 2, 3)], in_use=2)
+        assert len(shards.kept) + len(shards.ahead) <= 3
+    shards.close()
+
+
+@pytest.mark.parametrize("streams", [1, 8])
+def test_only_the_first_shards_are_waited_for(tmp_path, monkeypatch, streams):
+    """All streams change their shard at once; the next ones have been read by a thread by then."""
+    here = []
+
+    def noted(*arguments: Any) -> Pairs:
+        here.append(current_thread() is main_thread())
+        return read_shard(*arguments)
+
+    monkeypatch.setattr(data.reader, "read_shard", noted)
+    chosen = order(write_pairs(tmp_path, 16), shards=16, streams=streams, batch_size=streams)
+    loader = batches(chosen)
+    for _ in range(2 * PAIRS):
+        next(loader)
+        time.sleep(0.02)  # training
+    assert sum(here) == streams
+    assert len(here) > streams
+
+
+def test_a_shard_that_was_expected_and_is_damaged_is_noticed_where_it_is_used(tmp_path) -> None:
+    pairs = write_pairs(tmp_path, 2)
+    shards = ShardMemory(partial(read_shard, pairs), at_least=3)
+    assert len(shards[0]) == PAIRS
+    tar_path(pairs, 1).unlink()
+    shards.expect([1], in_use=1)
+    with pytest.raises(DamagedShard):
+        shards[1]
+    shards.close()
