@@ -110,9 +110,11 @@ class TrainConfig(TrainingConfig):
             gradient, before those that are trained. It keeps the later iterates good images, so
             that more iterations than trained do no harm. 0 is without.
         window_rollout: Fewest and most iterations of a rollout; one number is drawn in every step.
-        frechet_weight: Weight of the Frechet distance between the student's images and the
-            teacher's, in the features of `feature_network` (get/frechet.py); 0 is without. FID in
-            that network then flatters the student: judge it in others.
+        frechet_weight: Weight of the Frechet distance between the student's images and others, in
+            the features of `feature_network` (get/frechet.py); 0 is without. FID in that network
+            then flatters the student: judge it in others.
+        frechet_reference: What the others are: the teacher's images of the training pairs, or
+            `real_images`, with which a student can come closer to them than its teacher.
         frechet_steps: It is used in the last so many steps, of which the first collect moments.
         frechet_images: Images over which moments of the student's features are averaged.
         jacobian_weight: Weight of the Jacobian penalty |df/dz|_F^2 / d; 0 is without.
@@ -149,6 +151,7 @@ class TrainConfig(TrainingConfig):
     window_share: float = 0.0
     window_rollout: tuple[int, int] = (1, 4)
     frechet_weight: float = 0.0
+    frechet_reference: Literal["teacher", "real"] = "teacher"
     frechet_steps: int = 1300
     frechet_images: int = 10_000
     jacobian_weight: float = 0.0
@@ -183,8 +186,12 @@ class TrainConfig(TrainingConfig):
                 f"expected unrolled_iterations of at least {least} for gradient {self.gradient}, "
                 f"got {self.unrolled_iterations}"
             )
-        # The Frechet distance as a loss compares with the teacher's images, not with real ones.
-        network_alone = self.feature_network is not None and self.frechet_weight > 0
+        # The Frechet distance as a loss may compare with the teacher's images alone.
+        network_alone = (
+            self.feature_network is not None
+            and self.frechet_weight > 0
+            and self.frechet_reference == "teacher"
+        )
         if (self.feature_network is None) != (self.real_images is None) and not network_alone:
             raise InputError(
                 f"expected feature_network and real_images together, got {self.feature_network} "

@@ -3,10 +3,12 @@
 import math
 
 import torch
+from torch import Tensor
 
 from data.manifest import DamagedShard, Manifest
 from data.order import Order, check_readers, choose_streams
 from data.reader import read_shard
+from data.real import real_images
 from data.real.features import load_network
 from data.store import Source
 from get.equilibrium import Anderson, Implicit, Phantom
@@ -42,7 +44,7 @@ def build_student(config: TrainConfig, manifest: Manifest) -> Student:
 def build_frechet(
     config: TrainConfig, manifest: Manifest, order: Order, device: torch.device
 ) -> FrechetLoss | None:
-    """Return the Frechet distance from the teacher's images of the training pairs, if it is used.
+    """Return the Frechet distance from the images that the settings name, if it is used.
 
     Raises:
         InputError: If the feature network is missing or made for other images.
@@ -52,6 +54,13 @@ def build_frechet(
         return None
     network = load_network(config.feature_network, manifest.image_shape, device)
     network.requires_grad_(False)
+
+    def features(images: Tensor) -> Tensor:
+        return features_of(lambda x: network.features(x.to(device)), images)
+
+    if config.frechet_reference == "real" and config.real_images is not None:
+        reference = features(real_images(config.real_images, "training").images)
+        return FrechetLoss(network.features, reference.to(device))
     shards = min(order.shards, math.ceil(FRECHET_REFERENCE / order.pairs_per_shard))
     vectors = []
     for shard in range(shards):
@@ -61,7 +70,7 @@ def build_frechet(
             if config.skip_damaged_shards:
                 continue
             raise
-        vectors.append(features_of(lambda x: network.features(x.to(device)), images))
+        vectors.append(features(images))
     return FrechetLoss(network.features, torch.cat(vectors).to(device))
 
 
