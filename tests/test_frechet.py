@@ -93,16 +93,25 @@ def test_moments_are_collected_first_then_the_distance_counts():
         frechet_weight=0.5,
         frechet_steps=8,
         frechet_images=30,
+        lr_scheduler="linear",
     )
     step = TrainingStep(config, tiny_get())
     weights = [step.frechet_weight(number) for number in range(20)]
-    assert weights == [None] * 12 + [0.0] * 3 + [0.5] * 5
+    assert weights == [None] * 9 + [0.0] * 3 + [0.5] * 8
+    rates = []
+    for _ in range(20):
+        rates.append(step.updates.schedulers[0].get_last_lr()[0] / config.learning_rate)
+        step.updates()
+    assert rates[11] < 0.5  # the end of the schedule
+    assert rates[12:] == pytest.approx([0.05 * (8 - i) / 8 for i in range(8)])
 
 
 def test_settings_that_do_not_fit_are_refused():
     student = RECIPES["digits"].students["digits"]
     with pytest.raises(InputError, match="expected feature_network for frechet_weight, got none"):
         replace(student, feature_network=None, real_images=None, frechet_weight=0.1)
+    with pytest.raises(InputError, match="expected max_train_steps of 1313 or more"):
+        replace(student, frechet_weight=0.1, max_train_steps=1312)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +119,7 @@ def frechet(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     """Settings of a training with the distance, in the features of a network for the pairs."""
     folder = tmp_path_factory.mktemp("network")
     Classifier(image_size=4, channels=1, width=4, features=8).save_pretrained(folder)
-    settings = "--frechet_weight", 0.01, "--frechet_steps", 10, "--frechet_images", 32
+    settings = "--frechet_weight", 0.01, "--frechet_steps", 8, "--frechet_images", 32
     return *settings, "--feature_network", folder
 
 
@@ -138,6 +147,7 @@ def test_two_processes_average_the_same_moments(train, pairs, frechet, tmp_path)
 
 def test_images_of_another_shape_than_the_network_takes_are_one_line(train, pairs, tmp_path):
     photos = ("--feature_network", SHIPPED / "photos-features", "--real_images", "photos")
-    wrong = train(tmp_path / "run", "--pairs", pairs, *photos, "--frechet_weight", 0.01)
+    short = "--frechet_weight", 0.01, "--frechet_steps", 4, "--frechet_images", 16
+    wrong = train(tmp_path / "run", "--pairs", pairs, *photos, *short)
     assert wrong.codes == [2]
     assert "expected images of" in wrong.err.splitlines()[-1]

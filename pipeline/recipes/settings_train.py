@@ -115,7 +115,8 @@ class TrainConfig(TrainingConfig):
             then flatters the student: judge it in others.
         frechet_reference: What the others are: the teacher's images of the training pairs, or
             `real_images`, with which a student can come closer to them than its teacher.
-        frechet_steps: It is used in the last so many steps, of which the first collect moments.
+        frechet_steps: It is used in the last so many steps, at small learning rates, after the
+            schedule of the others has ended.
         frechet_images: Images over which moments of the student's features are averaged.
         jacobian_weight: Weight of the Jacobian penalty |df/dz|_F^2 / d; 0 is without.
         jacobian_probability: Share of the steps in which it is applied.
@@ -152,7 +153,7 @@ class TrainConfig(TrainingConfig):
     window_rollout: tuple[int, int] = (1, 4)
     frechet_weight: float = 0.0
     frechet_reference: Literal["teacher", "real"] = "teacher"
-    frechet_steps: int = 1300
+    frechet_steps: int = 1000
     frechet_images: int = 10_000
     jacobian_weight: float = 0.0
     jacobian_probability: float = 1.0
@@ -162,6 +163,11 @@ class TrainConfig(TrainingConfig):
     feature_network: Path | None = None
     real_images: str | None = None
     report_to: tuple[str, ...] = ()
+
+    @property
+    def frechet_collecting_steps(self) -> int:
+        """Steps before those that use the Frechet distance: they collect moments."""
+        return -(-self.frechet_images // self.global_batch_size)
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
@@ -200,6 +206,13 @@ class TrainConfig(TrainingConfig):
         positive(frechet_steps=self.frechet_steps, frechet_images=self.frechet_images)
         if self.frechet_weight and self.feature_network is None:
             raise InputError("expected feature_network for frechet_weight, got none; name one")
+        steps = self.frechet_steps + self.frechet_collecting_steps
+        if self.frechet_weight and steps > self.max_train_steps:
+            raise InputError(
+                f"expected max_train_steps of {steps} or more ({self.frechet_steps} with the "
+                f"Frechet distance, before it {self.frechet_collecting_steps} that collect "
+                f"moments), got {self.max_train_steps}; set frechet_steps or frechet_images lower"
+            )
         if self.compile and self.jacobian_weight:
             raise InputError(
                 "expected no jacobian_weight with compile, got one; compiled blocks cannot be "

@@ -20,6 +20,7 @@ from pipeline.training.build import build_objective
 from pipeline.training.optimizers import build_optimizers
 from pipeline.training.updates import Updates
 
+FRECHET_RATE = 0.05  # of the peak learning rates: averaged moments lag behind fast weights
 FEATURES = "features"  # file of a checkpoint: averaged moments of the student's features
 WINDOW = 2**31  # stream of (seed, step) that draws the length of rollouts
 JACOBIAN = 2**32  # streams of (seed, step) from here on belong to the Jacobian penalty
@@ -58,7 +59,8 @@ class TrainingStep:
         self.frechet = objective.frechet
         others = {} if self.frechet is None else {FEATURES: self.frechet.moments}
         optimizers = build_optimizers(config, student)
-        self.updates = Updates(config, student, optimizers, others=others)
+        last_phase = (config.frechet_steps, FRECHET_RATE) if config.frechet_weight else None
+        self.updates = Updates(config, student, optimizers, others=others, last_phase=last_phase)
         if config.compile:
             student.compile_repeated_blocks()  # in place: weights keep their names
         # DDP where there are several processes; it wraps the module whose forward returns losses.
@@ -147,25 +149,20 @@ class TrainingStep:
     def frechet_weight(self, number: int) -> float | None:
         """Return the weight of the Frechet distance in a step; None in steps without.
 
-        Moments are collected first, with weight 0, until there are `frechet_images` of them.
+        Before the steps that use it, moments are collected with weight 0.
         """
-        c = self.config
-        if not c.frechet_weight or (seen := self._images_in_moments(number)) < 0:
+        c, left = self.config, self.config.max_train_steps - number
+        if not c.frechet_weight or left > c.frechet_steps + c.frechet_collecting_steps:
             return None
-        return c.frechet_weight if seen >= c.frechet_images else 0.0
-
-    def _images_in_moments(self, number: int) -> int:
-        """Return how many images the Frechet distance has seen before a step; below 0 too early."""
-        c = self.config
-        return (number - (c.max_train_steps - c.frechet_steps)) * c.global_batch_size
+        return c.frechet_weight if left <= c.frechet_steps else 0.0
 
     def _update_moments(self, frechet: FrechetLoss, number: int) -> None:
         """Take this step's images into the averaged moments: a mean, then one that forgets."""
-        size = self.config.global_batch_size
-        known = min(self._images_in_moments(number) + size, self.config.frechet_images)
+        c, left = self.config, self.config.max_train_steps - number
+        steps = c.frechet_steps + c.frechet_collecting_steps - left + 1  # this one included
         accelerator = self.accelerator
         reduce = None if accelerator is None else lambda x: accelerator.reduce(x, "mean")
-        frechet.update(min(1.0, size / known), reduce)
+        frechet.update(1 / min(steps, c.frechet_collecting_steps), reduce)
 
     def _gradients_synchronised(self, *, last: bool) -> AbstractContextManager[None]:
         """Let processes exchange gradients in the last micro-step of a step only."""

@@ -8,6 +8,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from get.ema import EMA, Model
 from pipeline.jobs.checkpoints import TrainState
@@ -30,6 +31,7 @@ class Updates(Generic[Model]):
         optimizers: Mapping[str, Optimizer] | None = None,
         name: str = "model",
         others: Mapping[str, torch.nn.Module] | None = None,
+        last_phase: tuple[int, float] | None = None,
     ) -> None:
         """Copy the weights to be averaged and set up the schedules.
 
@@ -39,6 +41,8 @@ class Updates(Generic[Model]):
             optimizers: By the names of their files; None is AdamW for all weights.
             name: Of the file with the raw weights.
             others: What else a checkpoint must hold, by the names of its files.
+            last_phase: Steps after the end of the schedule, and the share of the peak learning
+                rates with which they begin; they fall to 0 linearly. None ends with the schedule.
         """
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if optimizers is None:
@@ -46,15 +50,7 @@ class Updates(Generic[Model]):
             optimizers = {"optimizer": adamw}
         self.model, self.optimizers = model, optimizers
         self.max_grad_norm = config.max_grad_norm or torch.inf
-        self.schedulers = tuple(
-            get_scheduler(
-                config.lr_scheduler,
-                optimizer,
-                num_warmup_steps=config.lr_warmup_steps,
-                num_training_steps=config.max_train_steps,
-            )
-            for optimizer in optimizers.values()
-        )
+        self.schedulers = tuple(_scheduler(config, x, last_phase) for x in optimizers.values())
         self.ema = EMA(model, config.ema_decay)
         self.average = self.ema.model
         modules = {name: model, "ema": self.average, **(others or {})}
@@ -69,3 +65,26 @@ class Updates(Generic[Model]):
             optimizer.zero_grad()
         self.ema.update(self.model)
         return norm
+
+
+def _scheduler(
+    config: TrainingConfig, optimizer: Optimizer, last_phase: tuple[int, float] | None
+) -> LambdaLR:
+    """Return the schedule that the settings name, and after it the last phase, if there is one."""
+    steps, share = last_phase or (0, 0.0)
+    first = config.max_train_steps - steps
+    scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=first,
+    )
+    if last_phase is None:
+        return scheduler
+    (schedule,) = {*scheduler.lr_lambdas}
+
+    def rate(step: int) -> float:
+        return schedule(step) if step < first else share * (1 - (step - first) / steps)
+
+    scheduler.lr_lambdas = [rate] * len(scheduler.lr_lambdas)
+    return scheduler
