@@ -37,8 +37,6 @@ from pipeline.jobs.run import Run
 from pipeline.recipes.settings_make import TeacherConfig
 from pipeline.training.updates import Updates
 
-P_MEAN, P_STD = -1.2, 1.2  # of ln(sigma) in training
-
 
 def main(config: TeacherConfig) -> None:
     """Train a teacher, or check one."""
@@ -71,7 +69,7 @@ def train(config: TeacherConfig, accelerator: Accelerator) -> None:
             generator = torch.Generator().manual_seed(step_seed(config.seed, step))
             chosen = torch.randint(len(images), (config.global_batch_size,), generator=generator)
             batch, classes = images[chosen], labels[chosen] if conditional(data) else None
-            loss = edm_loss(unet, batch, classes, sigma_data, generator)
+            loss = edm_loss(unet, batch, classes, sigma_data, generator, config.noise)
             loss.backward()
             run.record(step, loss=loss, grad_norm=updates())
         if not (run.path / "card.json").exists():
@@ -138,11 +136,13 @@ def edm_loss(
     labels: Int[Tensor, " batch"] | None,
     sigma_data: float,
     generator: torch.Generator,
+    noise_levels: tuple[float, float] = TeacherConfig.noise,
 ) -> Float[Tensor, ""]:
     """Return EDM's training loss, weighted by 1 / c_out^2 (arXiv:2206.00364, table 1)."""
+    p_mean, p_std = noise_levels
     device = images.device
     normal = torch.randn(len(images), generator=generator, device=generator.device)
-    sigma = (P_MEAN + P_STD * normal).exp().to(device)
+    sigma = (p_mean + p_std * normal).exp().to(device)
     noise = torch.randn(images.shape, generator=generator, device=generator.device).to(device)
     s = sigma.view(-1, 1, 1, 1)
 
@@ -179,7 +179,10 @@ def held_out_losses(
         data = real_images(config.train_data_dir, split)
         labels = data.labels if conditional(data) else None
         generator = torch.Generator().manual_seed(config.seed)
-        parts = [edm_loss(unet, data.images, labels, sigma_data, generator) for _ in range(8)]
+        levels = config.noise
+        parts = [
+            edm_loss(unet, data.images, labels, sigma_data, generator, levels) for _ in range(8)
+        ]
         losses[f"{split}_loss"] = round(float(torch.stack(parts).mean()), 4)
     return losses
 

@@ -92,6 +92,8 @@ class TeacherConfig(TrainingConfig):
         attention: Put self-attention into the lowest level.
         muon_learning_rate: Peak learning rate of Muon for the matrices and kernels between the
             first and the last layer; None is AdamW for all weights.
+        noise: Mean and standard deviation of ln(sigma) in training. Images of more than 8x8 pixels
+            need more of the high levels, where their brightness is decided.
         sigma_data: Standard deviation of the images in [-1, 1]; None measures it.
         sigma_min: Lowest noise level of sampling.
         sigma_max: Highest noise level of sampling.
@@ -102,6 +104,7 @@ class TeacherConfig(TrainingConfig):
     block_out_channels: tuple[int, ...] = (24, 32)
     attention: bool = False
     muon_learning_rate: float | None = None
+    noise: tuple[float, float] = (-1.2, 1.2)
     sigma_data: float | None = None
     sigma_min: float = 0.002
     sigma_max: float = 80.0
