@@ -44,10 +44,13 @@ PHOTOS = _judged(
         model=GETModel(patch_size=4),
         teacher=TeacherConfig(
             output_dir=RUNS,
-            block_out_channels=(16, 32, 48),
-            max_train_steps=1600,
+            block_out_channels=(16, 32, 40),
+            max_train_steps=4000,
             global_batch_size=64,
-            learning_rate=4e-3,
+            muon_learning_rate=0.01,
+            learning_rate=3e-3,
+            lr_scheduler="linear",
+            adam_beta2=0.95,
         ),
         classifier=ClassifierConfig(output_dir=RUNS, width=24, max_train_steps=600),
     )
