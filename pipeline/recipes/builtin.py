@@ -3,13 +3,24 @@
 from dataclasses import replace
 
 from data import SHIPPED
-from pipeline.recipes.recipe import RUNS, Images, Recipe, distillation, with_students
+from pipeline.recipes.recipe import (
+    RUNS,
+    STUDENT,
+    Images,
+    Recipe,
+    distillation,
+    simplest,
+    with_students,
+)
 from pipeline.recipes.settings_make import ClassifierConfig, TeacherConfig
 from pipeline.recipes.settings_train import GETModel, ViTModel
 
 
-def _judged(recipe: Recipe) -> Recipe:
-    """Return the recipe with two more feature networks, shipped, of other bodies and seeds."""
+def _judged(recipe: Recipe, frechet_weight: float) -> Recipe:
+    """Return the recipe with two more feature networks, shipped, of other bodies and seeds.
+
+    They can judge students that are trained on the first, so students are.
+    """
     assert recipe.classifier is not None
     assert recipe.evaluate is not None
     judges = {
@@ -21,7 +32,11 @@ def _judged(recipe: Recipe) -> Recipe:
     shipped = tuple(SHIPPED / c.output_dir.name for c in judges.values())
     networks = (*recipe.evaluate.feature_networks, *shipped)
     evaluate = replace(recipe.evaluate, feature_networks=networks)
-    return replace(recipe, judges=judges, evaluate=evaluate)
+    students = {
+        name: replace(config, frechet_weight=frechet_weight, frechet_reference="real")
+        for name, config in recipe.students.items()
+    }
+    return replace(recipe, judges=judges, evaluate=evaluate, students=students)
 
 
 # scikit-learn's digits: a quarter of an hour
@@ -32,7 +47,8 @@ DIGITS = _judged(
         num_pairs=37 * 1024,
         images=Images((1, 8, 8), 10),
         classifier=ClassifierConfig(output_dir=RUNS, background=-1.0),
-    )
+    ),
+    frechet_weight=0.003,
 )
 # 16x16 RGB patches of scikit-image's photographs; a student has as many tokens as for digits
 PHOTOS = _judged(
@@ -41,7 +57,7 @@ PHOTOS = _judged(
         real_images="photos",
         num_pairs=21 * 1024,
         images=Images((3, 16, 16), 3),
-        model=GETModel(patch_size=4),
+        model=replace(STUDENT, patch_size=4),
         teacher=TeacherConfig(
             output_dir=RUNS,
             block_out_channels=(16, 32, 40),
@@ -53,17 +69,17 @@ PHOTOS = _judged(
             adam_beta2=0.95,
         ),
         classifier=ClassifierConfig(output_dir=RUNS, width=24, max_train_steps=600),
-    )
+    ),
+    frechet_weight=0.001,
 )
 
 
 def _equilibria() -> Recipe:
     """Every way of training for a fixed point, on the pairs of `digits`, 2,000 steps each."""
     unrolled = replace(
-        DIGITS.students["digits"],
+        simplest(DIGITS.students["digits"]),
         max_train_steps=2000,
         global_batch_size=64,
-        window_share=0.0,
         optimizer="adamw",
         lr_scheduler="cosine",
     )
@@ -114,6 +130,7 @@ def _smoke() -> Recipe:
         validation_steps=10,
         feature_network=None,
         real_images=None,
+        frechet_weight=0.0,
         log_steps=1,
     )
     vit = replace(student, output_dir=RUNS / "smoke-vit", model=ViTModel(depth=4))

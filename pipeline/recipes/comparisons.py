@@ -12,7 +12,7 @@ from typing import Literal
 
 from pipeline.recipes.builtin import DIGITS, PHOTOS
 from pipeline.recipes.published import as_published
-from pipeline.recipes.recipe import RUNS, with_students
+from pipeline.recipes.recipe import RUNS, simplest, with_students
 from pipeline.recipes.settings_train import GETModel, TrainConfig, ViTModel
 
 SEEDS = (0, 1, 2)
@@ -105,15 +105,11 @@ def claim(student: TrainConfig) -> tuple[Training, ...]:
 
 
 def _short(student: TrainConfig, name: str, steps: int) -> TrainConfig:
-    """Return a training of few steps that spends no time on being watched.
-
-    Without rollouts: these comparisons were measured before recipes had them.
-    """
+    """Return a training of few steps that spends no time on being watched."""
     return replace(
         student,
         output_dir=RUNS / name,
         max_train_steps=steps,
-        window_share=0.0,
         validation_steps=steps,
         feature_network=None,
         real_images=None,
@@ -121,9 +117,9 @@ def _short(student: TrainConfig, name: str, steps: int) -> TrainConfig:
 
 
 COMPARISONS = {
-    "ours-digits": ours(DIGITS.students["digits"]),
-    "ours-photos": ours(PHOTOS.students["photos"]),
-    "claim": claim(DIGITS.students["digits"]),
+    "ours-digits": ours(simplest(DIGITS.students["digits"])),
+    "ours-photos": ours(simplest(PHOTOS.students["photos"])),
+    "claim": claim(simplest(DIGITS.students["digits"])),
 }
 RECIPES = {
     name: with_students(PHOTOS if name == "ours-photos" else DIGITS, students(trainings))

@@ -4,6 +4,7 @@ So the largest model costs seconds and no memory. Counts are those of the CPU's 
 precision asked for; a GPU's attention keeps a little less. `pipeline/plan.py` reports them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,8 +35,9 @@ class StepCost:
         moments: What the optimisers keep; AdamW's step numbers are left out.
         batch: Noise, images, labels and starts of the iteration, of all micro-steps.
         kept: For the backward pass, where the forward pass of a micro-step ends.
-        peak: The most alive at once in the step, gradients included as they come; weights, their
-            average, moments and batch are there before and left out.
+        peak: The most alive at once in the step, gradients included as they come, and in the
+            optimisers' update; weights, their average, moments and batch are there before and left
+            out.
     """
 
     macs: int
@@ -74,22 +76,28 @@ def step_cost(config: TrainConfig, manifest: Manifest, processes: int = 1) -> St
         z0 = torch.empty(samples, *start) if (start := student.start_shape) else None
         rollout = build_rollout(config, student, 0, samples, config.window_rollout[1])
         inputs = [x for x in (noise, images, labels, z0) if x is not None]
+        optimizers = build_optimizers(config, student)
+        _make_moments(student, optimizers)
         kept = 0
-        with LiveBytes() as memory, Macs() as work:
-            measured = min(micro_steps, 2)  # from the second on gradients are there before
-            for _ in range(measured):
-                batch = Pairs(noise, images, labels)
-                losses = micro_batch_losses(
-                    objective, batch, z0, config, config.jacobian_weight, rollout=rollout
-                )
-                loss = losses.total(config.iterate_decay, config.jacobian_weight)
-                kept = kept or memory.now
-                loss.backward()
+        measured = min(micro_steps, 2)  # from the second on gradients are there before
+        with LiveBytes() as memory:
+            with Macs() as work:
+                for _ in range(measured):
+                    batch = Pairs(noise, images, labels)
+                    losses = micro_batch_losses(
+                        objective, batch, z0, config, config.jacobian_weight, rollout=rollout
+                    )
+                    loss = losses.total(config.iterate_decay, config.jacobian_weight)
+                    kept = kept or memory.now
+                    loss.backward()
+                    del losses, loss
+            for optimizer in optimizers.values():
+                optimizer.step()
     return StepCost(
         macs=work.total // measured,
         weights=nbytes(student),
         gradients=nbytes(student, trained=True),
-        moments=sum(map(moment_bytes, build_optimizers(config, student).values())),
+        moments=sum(map(moment_bytes, optimizers.values())),
         batch=micro_steps * sum(x.nbytes for x in inputs),
         kept=kept,
         peak=memory.peak,
@@ -118,6 +126,15 @@ def summary(config: TrainConfig, student: Student, pairs: int, place: str, proce
   global batch {config.global_batch_size} = {processes} processes x \
 {config.gradient_accumulation_steps} micro-steps; {config.max_train_steps} steps, \
 {samples / max(pairs, 1):.1f} epochs"""
+
+
+def _make_moments(student: Student, optimizers: Mapping[str, Optimizer]) -> None:
+    """Let optimisers make what they keep, which is there before the steps that are counted."""
+    for p in student.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    for optimizer in optimizers.values():
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def _never_stopping(objective: IterateLoss) -> IterateLoss:
