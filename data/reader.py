@@ -9,6 +9,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import count
 from multiprocessing.connection import wait
@@ -153,14 +154,16 @@ def _kill_workers() -> None:
 
     Python itself would send them SIGTERM, which they ignore, and wait for them for ever.
     """
-    _ignore_deaths()
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
 
 
 def _ignore_deaths() -> None:
-    """Let torch raise nothing more, wherever Python is, because a loader worker has died."""
+    """Keep torch from raising, wherever this process is, as soon as a loader worker dies.
+
+    It is noticed where the next batch is needed.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
@@ -170,7 +173,6 @@ def _named_deaths(chunks: Iterable[_Part | str], workers: int) -> Iterator[_Part
     try:
         yield from chunks
     except (RuntimeError, OSError, EOFError) as error:  # whichever DataLoader meets first
-        _ignore_deaths()
         left = [process for process in multiprocessing.active_children() if process.daemon]
         # Its connections close before it is dead.
         if len(left) == workers and not wait([process.sentinel for process in left], timeout=1):
@@ -212,7 +214,6 @@ def batches(
         atexit.register(_kill_workers)  # runs before Python waits for its children
     per_process = order.streams // processes
     streams = range(rank * per_process, (rank + 1) * per_process)
-    size = order.batch_size // order.streams
     loader = DataLoader(
         _Parts(order, streams, start, skip=damaged is not None),
         batch_size=None,
@@ -221,35 +222,55 @@ def batches(
         # Without one, DataLoader draws the seeds of its workers from torch's global generator.
         generator=torch.Generator(),
     )
-    parts = _named_deaths(loader, workers)
-    return _assemble(parts, max(workers, 1), damaged or (lambda number, description: None), size)
+    ahead = _assemble_ahead(loader, workers, order.batch_size // order.streams)
+    return _report(ahead, damaged or (lambda number, description: None))
 
 
-def _assemble(
-    items: Iterable[_Part | str],
-    readers: int,
-    damaged: Callable[[int, str], object],
-    size: int,
-) -> Iterator[Pairs]:
-    """Put the parts of every batch together and report each damaged shard once.
+def _assemble_ahead(loader: DataLoader, workers: int, size: int) -> Iterator[_Part]:
+    """Yield whole batches; with loader workers, a thread puts the next one together meanwhile.
 
     Args:
-        items: Parts of readers 0, 1, ..., then again.
-        readers: Their number.
-        damaged: See `batches`.
+        loader: Gives parts of readers 0, 1, ..., then again.
+        workers: Loader processes.
         size: Pairs that a stream gives to a batch.
     """
-    reported: set[int] = set()  # several loader workers may find the same shard damaged
+    items = iter(loader)  # starts the workers
+    _ignore_deaths()
+    batches = _assemble(_named_deaths(items, workers), max(workers, 1), size)
+    if not workers:
+        yield from batches
+        return
+    thread = ThreadPoolExecutor(1, thread_name_prefix="assemble")
+    try:
+        following = thread.submit(next, batches)
+        while True:
+            batch = following.result()
+            following = thread.submit(next, batches)
+            yield batch
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _assemble(items: Iterable[_Part | str], readers: int, size: int) -> Iterator[_Part]:
+    """Put the parts of every batch together."""
     parts: list[Pairs] = []
+    damage: dict[int, str] = {}
     for item in items:  # DataLoader asks its workers in turn
         if isinstance(item, str):
             raise InputError(item)
-        pairs, new = item
-        for number, description in new.items():
+        parts.append(item[0])
+        damage |= item[1]
+        if len(parts) == readers:
+            yield Pairs.interleave(parts, size).as_floats(), damage
+            parts, damage = [], {}
+
+
+def _report(batches: Iterable[_Part], damaged: Callable[[int, str], object]) -> Iterator[Pairs]:
+    """Yield the batches and report each damaged shard once."""
+    reported: set[int] = set()  # several loader workers may find the same shard damaged
+    for batch, damage in batches:
+        for number, description in damage.items():
             if number not in reported:
                 damaged(number, description)
-        reported.update(new)
-        parts.append(pairs)
-        if len(parts) == readers:
-            yield Pairs.interleave(parts, size).as_floats()
-            parts = []
+        reported.update(damage)
+        yield batch

@@ -12,10 +12,11 @@ from .shards import folder as folder
 CRASH = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
+from data.order import Order
 from data.reader import batches
-from tests.shards import order
 
-loader = batches(order(Path(sys.argv[1])), workers=2)
+sizes = dict(shards=8, pairs_per_shard=6, seed=0, streams=8, batch_size=16)
+loader = batches(Order(source=Path(sys.argv[1]), **sizes), workers=2)
 next(loader)
 print([worker.pid for worker in multiprocessing.active_children()], flush=True)
 if sys.argv[2] == "a worker is killed":
@@ -26,6 +27,7 @@ raise IndexError("a label out of range")
 """
 
 
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize(
     ("crash", "shown"),
     [
@@ -36,7 +38,7 @@ raise IndexError("a label out of range")
 def test_a_trainer_that_crashes_ends_and_takes_its_workers_along(folder, crash, shown):
     command = [sys.executable, "-c", CRASH, str(folder), crash]
     ended = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 1
     assert shown in ended.stderr
