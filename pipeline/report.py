@@ -56,7 +56,7 @@ def fid(row: Row) -> str:
 def judged(figures: dict[str, Any]) -> str:
     """Return the Frechet distances in the feature networks that no training uses."""
     _, *others = figures["networks"].values()
-    return " / ".join(f"{other['fid']:.2f}" for other in others)
+    return " / ".join(f"{other['fid']:.3f}" for other in others)
 
 
 def class_accuracy(row: Row) -> str:
@@ -72,7 +72,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "FID training": fid,
     "FID held-out": lambda row: f"{row.figures['held_out']['fid']:.2f}",
     "FD in the judges": lambda row: judged(row.figures),
-    "FDr": lambda row: f"{row.figures['fdr']:.2f}",
+    "FDr": lambda row: f"{row.figures['fdr']:.3f}",
     "KID training": lambda row: f"{row.figures['training']['kid']:.0f}",
     "precision": lambda row: f"{row.figures['training']['precision']:.3f}",
     "recall": lambda row: f"{row.figures['training']['recall']:.3f}",
@@ -87,7 +87,7 @@ BY_ITERATIONS: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "FID training": lambda _, figures: f"{figures['training']['fid']:.2f}",
     "FID held-out": lambda _, figures: f"{figures['held_out']['fid']:.2f}",
     "FD in the judges": lambda _, figures: judged(figures),
-    "FDr": lambda _, figures: f"{figures['fdr']:.2f}",
+    "FDr": lambda _, figures: f"{figures['fdr']:.3f}",
     "L1 to the teacher": lambda _, figures: f"{figures['l1_to_teacher']:.4f}",
     "x teacher": lambda _, figures: f"{figures['speedup_over_teacher']:.1f}",
 }

@@ -43,8 +43,8 @@ def test_with_several_networks_rows_have_fd_in_each_and_fdr():
     first = models(3)[0]
     fid = first["training"]["fid"]
     row = table([first])[0]
-    assert row["FD in the judges"] == f"{2 * fid:.2f} / {3 * fid:.2f}"
-    assert row["FDr"] == f"{1000 - fid:.2f}"
+    assert row["FD in the judges"] == f"{2 * fid:.3f} / {3 * fid:.3f}"
+    assert row["FDr"] == f"{1000 - fid:.3f}"
     (_, by_iterations) = report.at_every_number_of_iterations(models(3))
     assert "| FD in the judges | FDr |" in by_iterations
     remark = report.summary(models(3))
