@@ -7,23 +7,84 @@ over at the same moment may both believe they are alone; both then do the same w
 """
 
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.files import hidden_path
+from data.folder import Folder
 
 POLL = 0.02  # seconds between attempts at a lock that another process has
 
 
-def take(path: Path, age: float) -> bool:
+FIRST_SPACE = 4026531836  # the namespace of process numbers outside containers, in Linux
+CONTENT = re.compile(r"([1-9][0-9]{0,17}) ([\w.:-]{1,255})(?: ([0-9]{1,11}) ?([ -~]*))?")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that has created a file.
+
+    Attributes:
+        pid: Its number; 0 if the file does not say it.
+        machine: The name of its machine, see `machine`.
+        since: When it created the file, in seconds since 1970, like all times here.
+        renewed: When it last showed that it was alive.
+        note: What else it wrote.
+    """
+
+    pid: int
+    machine: str
+    since: float
+    renewed: float
+    note: str
+
+    def is_gone(self, age: float, now: float) -> bool:
+        """Say whether the process is dead or counts as dead, as in `take`."""
+        if self.pid and self.machine == machine():
+            try:
+                os.kill(self.pid, 0)
+            except ProcessLookupError:
+                return True
+            except (PermissionError, OverflowError):
+                pass
+        return now - self.renewed > age
+
+    @property
+    def name(self) -> str:
+        """Machine and process, for messages."""
+        return f"{self.machine}:{self.pid}"
+
+    @property
+    def is_self(self) -> bool:
+        """Whether it is this process."""
+        return (self.pid, self.machine) == (os.getpid(), machine())
+
+
+def machine() -> str:
+    """Return a name for all processes whose numbers this one can look up.
+
+    Containers of one machine may have its name and numbers of their own.
+    """
+    name = re.sub(r"[^\w.-]", "_", socket.gethostname()) or "unknown"
+    try:
+        space = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:  # not Linux
+        return name
+    return name if space == FIRST_SPACE else f"{name}:{space}"
+
+
+def take(path: Path, age: float, note: str = "") -> bool:
     """Create the file, or return False if a living process has it.
 
     Args:
         path: The file.
         age: Seconds without renewal after which its process counts as dead.
+        note: One line for others to read.
     """
     for _ in range(2):
         try:
@@ -34,43 +95,62 @@ def take(path: Path, age: float) -> bool:
             with suppress(FileNotFoundError):  # another one was faster
                 path.unlink()
         else:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(f"{os.getpid()} {socket.gethostname()}")
+            try:
+                with os.fdopen(descriptor, "w") as file:
+                    since = os.fstat(descriptor).st_mtime
+                    file.write(f"{os.getpid()} {machine()} {since:.0f} {note}".strip())
+            except OSError as error:  # a full disk
+                path.unlink(missing_ok=True)
+                raise OSError(error.errno, error.strerror, str(path)) from error
             return True
     return False
 
 
 def is_dead(path: Path, age: float) -> bool:
     """Say whether the process that created the file is gone; False if the file is."""
+    owner = read_owner(path)
+    return owner is not None and owner.is_gone(age, clock(path))
+
+
+def read_owner(path: Path) -> Owner | None:
+    """Return whose file this is; None if there is no such file, or it cannot be read."""
     try:
-        number, _, machine = path.read_text().partition(" ")
-        written = path.stat().st_mtime
-    except (OSError, UnicodeDecodeError):
-        return False
-    if machine == socket.gethostname() and number.isdecimal():
-        try:
-            os.kill(int(number), 0)
-        except ProcessLookupError:
-            return True
-        except (PermissionError, OverflowError):
-            pass
-    return _now(path.parent) - written > age
+        content = Folder(str(path.parent)).read(path.name).decode(errors="replace")
+        renewed = path.stat().st_mtime
+    except (OSError, ValueError):
+        return None
+    if (fits := CONTENT.fullmatch(content)) is None:  # it is being written, or is not ours
+        return Owner(0, "unknown", renewed, renewed, "")
+    return Owner(int(fits[1]), fits[2], float(fits[3] or renewed), renewed, fits[4] or "")
 
 
-def _now(folder: Path) -> float:
-    """Return the time of the file system, which may have another clock than this machine."""
-    probe = hidden_path(folder / "clock")
+def clock(path: Path) -> float:
+    """Return the time of the path's file system, which may have another clock than this machine.
+
+    Where nothing can be written it is the time of this machine.
+    """
+    probe = hidden_path(path)
     try:
         probe.touch()
         return probe.stat().st_mtime
+    except OSError:
+        return time.time()
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink()
 
 
 def renew(path: Path) -> None:
-    """Show that this process is alive."""
-    with suppress(FileNotFoundError):
-        os.utime(path)
+    """Show that this process is alive, unless others have taken the file over."""
+    if (owner := read_owner(path)) is not None and owner.is_self:
+        with suppress(OSError):  # whatever is wrong is noticed where shards are written
+            os.utime(path)
+
+
+def release(path: Path) -> None:
+    """Delete the file, unless others have taken it over."""
+    if (owner := read_owner(path)) is None or owner.is_self:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -81,4 +161,4 @@ def locked(path: Path, age: float = 60.0) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        release(path)

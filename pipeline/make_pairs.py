@@ -1,8 +1,8 @@
 """Let a teacher write noise/image pairs in shards that any webdataset reader can read.
 
-Any number of these jobs may run at once, as a Slurm array, under srun or torchrun, or in a shell
-loop. Every task has its own shards, jobs do not communicate, and a job that runs again writes only
-the missing shards. Next: verify_pairs.py, train.py.
+Any number of these jobs may run at once: a task of an array, of srun or of torchrun has its own
+shards, other jobs share all of them. Each claims a shard before it makes it, so none is made twice;
+a job that runs again writes only what is missing. Next: pairs_status.py, verify_pairs.py, train.py.
 """
 
 from pipeline import cli
@@ -15,12 +15,14 @@ import os
 import sys
 import time
 
-from data.claims import missing_shards, tidy
-from data.manifest import list_shards
+from data.claims import Claims, missing_shards, read_claims, tidy
+from data.manifest import ShardRecord, finished_shard, list_shards
 from data.writer import open_pairs, write_shards
 from pipeline.jobs.processes import local_device, local_main
 from pipeline.jobs.share import share
 from pipeline.recipes.settings_make import PairsConfig
+
+SHOWN = 8  # shards that a message names
 
 
 def main(config: PairsConfig) -> None:
@@ -36,22 +38,38 @@ def main(config: PairsConfig) -> None:
         return
 
     began = time.perf_counter()
-    total = len(mine) * config.pairs_per_shard
+    size = config.pairs_per_shard
     shown = local_main() or tasks == 1
-    bar = cli.progress_bar(total, f"pairs {folder.name}", "pair", shown=shown)
-    with cli.Signals() as signals, bar:
+    bar = cli.progress_bar(len(mine) * size, f"pairs {folder.name}", "pair", shown=shown)
+    written: list[ShardRecord] = []
+    with cli.Signals() as signals, bar, Claims(folder, len(shards)) as claims:
 
         def progress(count: int) -> None:
+            bar.total = (len(mine) - len(claims.others)) * size
             bar.update(count)
             if signals.received:  # the unfinished shard is deleted
                 bar.close()
                 signals.exit(signals.received, status(config))
 
-        # Others may have written some of them since.
-        written = write_shards(folder, missing_shards(folder, mine), teacher, manifest, progress)
+        rest = mine
+        while new := write_shards(folder, claims.missing(rest), teacher, manifest, progress):
+            written += new
+            rest = sorted(claims.others)  # look again: a job may have died since
     tidy(folder)
     rate = sum(record.count for record in written) / (time.perf_counter() - began)
-    print(f"wrote {len(written)} shards, {rate:.0f} pairs/s; {status(config)}", file=sys.stderr)
+    print(
+        f"wrote {len(written)} shards, {rate:.0f} pairs/s; {status(config)}{at_work(claims)}",
+        file=sys.stderr,
+    )
+
+
+def at_work(claims: Claims) -> str:
+    """Say which of this job's shards other jobs still work on."""
+    others = [c for c in read_claims(claims.folder) if c.shard in claims.others]
+    left = [c for c in others if finished_shard(claims.folder, c.shard) is None]
+    shown = ", ".join(f"{c.shard} ({c.owner.name})" for c in left[:SHOWN])
+    more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+    return f"; other jobs are at work on shards {shown}{more}" if left else ""
 
 
 def status(config: PairsConfig) -> str:
