@@ -90,7 +90,10 @@ def take(path: Path, age: float, note: str = "") -> bool:
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
-            if not is_dead(path, age):
+            owner = read_owner(path)
+            if owner is None or not owner.is_gone(age, clock(path)):
+                return False
+            if read_owner(path) != owner:  # another one has just taken it over
                 return False
             with suppress(FileNotFoundError):  # another one was faster
                 path.unlink()
@@ -104,12 +107,6 @@ def take(path: Path, age: float, note: str = "") -> bool:
                 raise OSError(error.errno, error.strerror, str(path)) from error
             return True
     return False
-
-
-def is_dead(path: Path, age: float) -> bool:
-    """Say whether the process that created the file is gone; False if the file is."""
-    owner = read_owner(path)
-    return owner is not None and owner.is_gone(age, clock(path))
 
 
 def read_owner(path: Path) -> Owner | None:
