@@ -120,7 +120,7 @@ def frechet(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     folder = tmp_path_factory.mktemp("network")
     Classifier(image_size=4, channels=1, width=4, features=8).save_pretrained(folder)
     settings = "--frechet_weight", 0.01, "--frechet_steps", 8, "--frechet_images", 32
-    return *settings, "--feature_network", folder
+    return *settings, "--frechet_reference", "teacher", "--feature_network", folder
 
 
 def test_a_killed_training_with_the_distance_ends_with_the_same_bits(
@@ -140,7 +140,8 @@ def test_two_processes_average_the_same_moments(train, pairs, frechet, tmp_path)
     found = []
     for processes in (1, 2):
         run = tmp_path / f"{processes}"
-        completed(train(run, "--pairs", pairs, *frechet, processes=processes))
+        log = "--log_steps", 3  # the distance joins between two logged steps
+        completed(train(run, "--pairs", pairs, *frechet, *log, processes=processes))
         found.append([line["frechet"] for line in metrics(run) if "frechet" in line])
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 

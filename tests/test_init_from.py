@@ -99,6 +99,7 @@ def imported(tmp_path: Path, convert) -> Path:
 def fit(imported: Path, script: Script) -> Callable[..., Result]:
     """Return a function that trains two steps from the converted checkpoint."""
     shape = "--model.width", 32, "--model.depth", 1, "--model.equilibrium_depth", 2
+    shape = *shape, "--model.coda_depth", 0
     flags = (
         "smoke", "--pairs", imported.with_name("pairs"), "--output_dir", imported.with_name("run"),
         "--streams", 4, "--global_batch_size", 4, "--max_train_steps", 2, *shape,

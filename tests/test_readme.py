@@ -41,7 +41,10 @@ SIZES = {  # what makes a command of README.md small
     ),
     "verify_pairs": ("--batches", 1),
     "plan": (),
-    "train": (*STEPS, "--holdout_shards", 1, "--model.width", 16),
+    "train": (
+        *(*STEPS, "--holdout_shards", 1, "--model.width", 16),
+        *("--frechet_steps", 1, "--frechet_images", 1),
+    ),
     "sample": ("--num_images", 4),
 }
 

@@ -70,6 +70,8 @@ class Metrics:
 
     def record(self, step: int, **values: Tensor) -> None:
         """Note the values of a step; they are checked and logged every `log_steps`."""
+        if self._pending and self._pending[-1][1].keys() != values.keys():
+            self.flush()  # another phase of the training begins, with other values
         self._pending.append((step, values))
         if (step + 1) % self.config.log_steps == 0:
             self.flush()
