@@ -16,7 +16,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
@@ -117,6 +117,8 @@ def serve() -> None:
     for name in IMPORTED:
         import_module(name)
     for line in sys.stdin:
+        if not line.strip():  # the end: loader workers of tests may hold the pipe open
+            break
         order, children = json.loads(line), []
         for rank in range(order["processes"]):
             if (child := os.fork()) == 0:
@@ -213,7 +215,9 @@ def template() -> Iterator[Script]:
             return Result(codes, *(path.read_text() for path in streams.values()))
 
         yield script
-        process.stdin.close()
+        with suppress(BrokenPipeError):
+            process.stdin.write("\n")
+            process.stdin.close()
 
 
 if __name__ == "__main__":
