@@ -32,7 +32,7 @@ class Moments(nn.Module):
 class FrechetLoss:
     """Frechet distance between averaged moments of the student's images and a reference.
 
-    A training step calls it once a micro-batch, then `update` once.
+    A training step calls it (or `collect`) once a micro-batch, then `update` once.
 
     Attributes:
         moments: Averaged moments of the student's features.
@@ -63,18 +63,23 @@ class FrechetLoss:
         count as if the averages were theirs, so the gradient's size does not depend on how many
         images are averaged.
         """
-        device = images.device.type
-        with torch.autocast(device, enabled=False):
-            vectors = self.features(images.float()).double()
-            mean, second = vectors.mean(0), vectors.T @ vectors / len(vectors)
-            self._batches.append((mean.detach(), second.detach()))
-            if not images.requires_grad:
-                return self.distance(self.moments.mean, self.moments.second)
+        mean, second = self.collect(images)
+        with torch.autocast(images.device.type, enabled=False), torch.enable_grad():
             at = [x.clone().requires_grad_() for x in (self.moments.mean, self.moments.second)]
             distance = self.distance(*at)
             by_mean, by_second = torch.autograd.grad(distance, at)
-            moved = (by_mean * mean).sum() + (by_second * second).sum()
-            return distance.detach() + moved - moved.detach()
+        moved = (by_mean * mean).sum() + (by_second * second).sum()
+        return distance.detach() + moved - moved.detach()
+
+    def collect(
+        self, images: Float[Tensor, "batch channels side side"]
+    ) -> tuple[Float[Tensor, " features"], Float[Tensor, "features features"]]:
+        """Keep the moments of a micro-batch for the next `update`, and return them."""
+        with torch.autocast(images.device.type, enabled=False):
+            vectors = self.features(images.float()).double()
+            mean, second = vectors.mean(0), vectors.T @ vectors / len(vectors)
+        self._batches.append((mean.detach(), second.detach()))
+        return mean, second
 
     def distance(self, mean: Tensor, second: Tensor) -> Float[Tensor, ""]:
         """Return |m - r|^2 + tr(C) + tr(R) - 2 tr((R^1/2 C R^1/2)^1/2) for covariances C and R."""

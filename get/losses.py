@@ -30,7 +30,7 @@ class Losses(NamedTuple):
         residual: Mean relative residual of the last state; None if the model does not iterate.
         penalty: Mean Jacobian penalty |df/dz|_F^2 / d at the last state; None if not asked for.
         adjoint: The backward solve of an implicit gradient; None without one.
-        frechet: Frechet distance of the last images; None if not asked for.
+        frechet: Frechet distance of the last images; None without, or if moments are collected.
     """
 
     iterates: Float[Tensor, " iterates"]
@@ -51,7 +51,7 @@ class Losses(NamedTuple):
         loss = self.iterates @ geometric_weights(len(self.iterates), decay).to(self.iterates)
         if self.penalty is not None:
             loss = loss + penalty_weight * self.penalty
-        if self.frechet is not None and frechet_weight:
+        if self.frechet is not None:
             loss = loss + frechet_weight * self.frechet
         return loss
 
@@ -79,8 +79,8 @@ class IterateLoss(nn.Module):
             frechet: Compares the last images as a distribution; None does not.
 
         Raises:
-            InputError: If a model that does not iterate is given one of the last two, or a
-                perceptual loss lacks its package.
+            InputError: If a model that does not iterate is given iterations or an equilibrium, or
+                a perceptual loss lacks its package.
         """
         super().__init__()
         if model.iterations is None and (equilibrium, iterations) != (None, None):
@@ -136,7 +136,10 @@ class IterateLoss(nn.Module):
                 ).mean()
         frechet = None
         if self.frechet is not None and frechet_weight is not None:
-            frechet = self.frechet(path.images[-1] if frechet_weight else path.images[-1].detach())
+            if frechet_weight:
+                frechet = self.frechet(path.images[-1])
+            else:
+                self.frechet.collect(path.images[-1].detach())
         return Losses(losses, path.residual, penalty, path.adjoint, frechet)
 
 

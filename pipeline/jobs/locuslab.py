@@ -66,7 +66,7 @@ def _is_plain(value: object) -> bool:
         return (
             len(value) <= 100
             and not any(isinstance(entry, list) for entry in value)
-            and (all(_is_plain(entry) for entry in value))
+            and all(_is_plain(entry) for entry in value)
         )
     return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 1000)
 

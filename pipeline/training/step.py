@@ -49,7 +49,8 @@ class TrainingStep:
             student: The model to train, on its device.
             accelerator: Of the processes that share the step; None: this process alone.
             streams: Logical streams of the data order, each with random starts of its own.
-            objective: The loss; None builds the one that the settings name.
+            objective: The loss; None builds the one that the settings name, without a Frechet
+                distance.
         """
         self.config, self.student, self.accelerator = config, student, accelerator
         self.streams = streams
@@ -92,7 +93,7 @@ class TrainingStep:
                 (total / micro_steps).backward()
             values = {"loss": losses.iterates[-1], "total": total, "residual": losses.residual}
             values["adjoint_failed"] = losses.adjoint_failed
-            values["frechet"] = losses.frechet if frechet_weight else None
+            values["frechet"] = losses.frechet
             for name, value in values.items():
                 if value is not None:
                     figures.setdefault(name, []).append(value)
