@@ -8,7 +8,7 @@ usage() {
     cat <<'EOF'
 Usage: ./launch.sh [RECIPE] [--recipes FILE.py] [--num_processes N] [--output_dir DIR]
                    [--retrain_teacher]
-       ./launch.sh test [--slow] [PYTEST ARGUMENTS]
+       ./launch.sh test [--slow] [--cluster] [PYTEST ARGUMENTS]
        ./launch.sh --help
 
 Without an argument: sets up .venv and runs the recipe `digits` through all its stages:
@@ -25,14 +25,15 @@ Run it again: it skips what is finished and continues what was interrupted.
   --output_dir DIR   where everything goes (default: runs)
   --retrain_teacher  train the teacher anew instead of using the shipped one
 
-  test               lint, types, import rules and tests; --slow runs the slow tests as well
+  test               lint, types, import rules and tests; --slow runs the slow tests as well;
+                     --cluster installs Slurm, Ray and an S3 server and runs only what tests them
 
 In an active virtual or conda environment it installs only what is missing, never torch.
 EOF
 }
 
 # ---------------------------------------------------------------- arguments
-recipe=digits processes="" output=runs retrain=0 slow=0 own_recipes=() pytest_arguments=()
+recipe=digits processes="" output=runs retrain=0 slow=0 cluster=0 own_recipes=() pytest_arguments=()
 if [[ ${1:-} == test ]]; then
     recipe=test; shift
 elif [[ $# -gt 0 && $1 != -* ]]; then
@@ -53,6 +54,7 @@ while [[ $# -gt 0 ]]; do
             own_recipes=(--recipes "$file") ;;
         --retrain_teacher) retrain=1; shift ;;
         --slow) slow=1; shift ;;
+        --cluster) cluster=1; shift ;;
         *)
             if [[ $recipe == test ]]; then pytest_arguments+=("$1"); shift
             else echo "launch.sh: expected an option of --help, got $1" >&2; exit 2; fi ;;
@@ -127,13 +129,19 @@ run() {
     [[ $code -eq 0 ]] || exit "$code"
 }
 
+if [[ $recipe == test && $cluster -eq 1 ]]; then
+    run tests/cluster/install.sh "$python" .cluster
+    PYTHONPATH=$PWD:$PWD/.cluster run "$python" -m pytest -n0 -m cluster tests/cluster \
+        ${pytest_arguments[@]+"${pytest_arguments[@]}"}
+    exit 0
+fi
 if [[ $recipe == test ]]; then
     run "$python" -m ruff format --check .
     run "$python" -m ruff check .
     run "$python" -m pyrefly check
     run "$("$python" -c 'import sys; print(sys.prefix)')/bin/lint-imports"
-    marks="not slow and not gpu and not network"
-    [[ $slow -eq 0 ]] || marks="not gpu and not network"
+    marks="not slow and not gpu and not network and not cluster"
+    [[ $slow -eq 0 ]] || marks="not gpu and not network and not cluster"
     run "$python" -m pytest -n auto -m "$marks" ${pytest_arguments[@]+"${pytest_arguments[@]}"}
     exit 0
 fi

@@ -24,7 +24,7 @@ from pipeline.training.build import build_student
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("get", "data", "pipeline")
 SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
-TESTS = sorted((ROOT / "tests").glob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 HOMES = {  # third party: the only places that import it
     "webdataset": ("data/open_shard.py", "pipeline/benchmarks/reader.py"),
     "torch_fidelity": ("get/metrics/",),

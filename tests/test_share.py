@@ -3,6 +3,7 @@
 import pytest
 
 from get.errors import InputError
+from pipeline.jobs.processes import local_rank
 from pipeline.jobs.share import share
 
 ARRAY_ID = "SLURM_ARRAY_TASK_ID"
@@ -101,6 +102,19 @@ def test_the_number_of_tasks_alone_takes_the_index_from_the_environment(environm
 def test_a_share_that_cannot_be_known_is_refused(index, count, environment):
     with pytest.raises(InputError, match="--num_tasks"):
         share(index, count, environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, 0),
+        ({"SLURM_LOCALID": "3"}, 3),
+        ({"SLURM_LOCALID": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "2"}, 2),
+        ({"SLURM_LOCALID": "1", "LOCAL_RANK": "5"}, 5),
+    ],
+)
+def test_processes_of_a_machine_have_numbers_by_which_they_choose_a_gpu(environment, expected):
+    assert local_rank(environment) == expected
 
 
 def test_strange_variables_of_the_environment_do_no_harm():

@@ -1,6 +1,8 @@
 """The processes of a job: which one this is, its device, and whether all of them take part."""
 
 import os
+import re
+from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -8,6 +10,8 @@ from accelerate import Accelerator, DistributedType
 from get.errors import InputError
 
 SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
+LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+"""Variables of torchrun, Open MPI, MPICH and srun; mpirun may have been started by srun."""
 
 
 def check_processes(accelerator: Accelerator, at_most: int | None = None) -> None:
@@ -32,13 +36,22 @@ def check_processes(accelerator: Accelerator, at_most: int | None = None) -> Non
         raise InputError(f"expected at most {at_most} process, got {together}")
 
 
+def local_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Return the number of this process among those of its job on its machine."""
+    numbers = (environment.get(name, "") for name in LOCAL_RANKS)
+    return next((int(number) for number in numbers if re.fullmatch("[0-9]{1,9}", number)), 0)
+
+
 def local_main() -> bool:
     """Say whether this is the process that prints on its machine."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    return local_rank() == 0
 
 
 def local_device() -> torch.device:
-    """Return this process's GPU, or the CPU, for scripts without collectives."""
+    """Return this process's GPU, or the CPU, for scripts without collectives.
+
+    A scheduler shows a process all GPUs of the job on its machine, or its own alone.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())

@@ -1,0 +1,118 @@
+"""Engines for the tests in this folder: each is started by one script, and ends with it.
+
+`./launch.sh test --cluster` installs the engines and runs these tests. What happened is written to
+runs/cluster.json.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+
+from pipeline.jobs.provenance import provenance
+from tests.processes import ROOT, completed, environment
+
+HERE = Path(__file__).parent
+PACKAGES = ROOT / ".cluster"  # where install.sh puts Ray, s3fs and moto
+PACKAGE_NAMES = ("ray", "s3fs", "moto")
+PAIRS = (  # eight shards, each a second or more of work
+    *("pipeline.make_pairs", "smoke", "--num_pairs", 256, "--pairs_per_shard", 32),
+    *("--teacher_batch_size", 32, "--num_inference_steps", 40),
+)
+SHARDS = 8
+
+
+def variables() -> dict[str, str]:
+    """Return the variables of a script: programs of this Python and of the engines come first."""
+    programs = f"{Path(sys.executable).parent}:{PACKAGES / 'bin'}:{os.environ['PATH']}"
+    return environment() | {"PATH": programs}
+
+
+def needs(*commands: str) -> None:
+    """Skip a test whose engine is not installed."""
+    if missing := [name for name in commands if shutil.which(name) is None]:
+        pytest.skip(f"{' and '.join(missing)} not installed: see tests/cluster/install.sh")
+
+
+@contextmanager
+def engine(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a script of this folder that says `ready` and works until it is ended."""
+    command = [sys.executable] if script.endswith(".py") else ["bash"]
+    process = subprocess.Popen(
+        [*command, HERE / script, *map(str, arguments)],
+        env=variables(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", f"{script} did not start"
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def until(condition: Callable[[], object], seconds: float = 600, what: str = "") -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what or condition}"
+        time.sleep(0.2)
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    """Return the files of a data set."""
+    return {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
+
+
+@pytest.fixture(scope="session")
+def alone(script, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the data set that one process writes."""
+    folder = tmp_path_factory.mktemp("alone") / "pairs"
+    completed(script(*PAIRS, "--output_dir", folder))
+    return folder
+
+
+# ---------------------------------------------------------------- what happened
+
+RESULTS: dict[str, dict[str, object]] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    report = yield
+    if report.when == "call" or report.outcome != "passed":
+        result = {"outcome": report.outcome, "seconds": round(report.duration, 1)}
+        if report.skipped:
+            result["reason"] = report.longrepr[2]
+        RESULTS[f"{item.path.stem}.{item.name}"] = result
+    return report
+
+
+def pytest_sessionfinish() -> None:
+    """Write what happened; tests that did not run this time keep what is said of them."""
+    if not RESULTS:
+        return
+    found = {d.name: d.version for d in distributions(path=[str(PACKAGES)])}
+    engines = {name: found[name] for name in PACKAGE_NAMES if name in found}
+    for name, command in {"slurm": ["slurmctld", "-V"], "munge": ["munged", "-V"]}.items():
+        if shutil.which(command[0]):
+            shown = subprocess.run(command, capture_output=True, text=True).stdout
+            engines[name] = shown.split()[1] if name == "slurm" else shown.split()[0]
+    where = provenance()
+    for result in RESULTS.values():
+        result["commit"] = where["commit"]
+    path = ROOT / "runs" / "cluster.json"
+    path.parent.mkdir(exist_ok=True)
+    earlier = json.loads(path.read_text())["tests"] if path.exists() else {}
+    document = {**where, "engines": engines, "tests": {**earlier, **RESULTS}}
+    path.write_text(json.dumps(document, indent=1) + "\n")
