@@ -50,7 +50,7 @@ class Web(Store):
                 if error.code in (404, 410):
                     raise FileNotFoundError(f"HTTP {error.code}") from None
                 # Public buckets whose files may not be listed say 403 of those that are not there.
-                if error.code == 403 and name != MANIFEST and self._answers():
+                if error.code == 403 and _is_open(self, name):
                     raise FileNotFoundError("HTTP 403") from None
                 problem = f"HTTP {error.code} {error.reason}"
                 if error.code not in TEMPORARY:
@@ -58,13 +58,6 @@ class Web(Store):
             except (HTTPException, OSError) as error:  # IncompleteRead, URLError, a time-out
                 problem = f"{type(error).__name__}: {error}"
         raise unreachable(self.place(name), problem)
-
-    def _answers(self) -> bool:
-        """Say whether the manifest can be read, so that access is not the problem."""
-        try:
-            return bool(self.read(MANIFEST))
-        except (FileNotFoundError, InputError):
-            return False
 
     def read_whole(self, name: str, size: int, digest: str) -> bytes:
         """Download a file that must be this one; try again once, as servers cut answers short."""
@@ -80,6 +73,14 @@ class Web(Store):
         return f"{str(self).partition('?')[0].rstrip('/')}/{name}"
 
 
+def _is_open(store: Store, name: str) -> bool:
+    """Say whether the manifest can be read, so that access is not why another file cannot."""
+    try:
+        return name != MANIFEST and bool(store.read(MANIFEST))
+    except (FileNotFoundError, InputError):
+        return False
+
+
 class ObjectStore(Store):
     """Any file system of fsspec; see its documentation for credentials."""
 
@@ -90,6 +91,10 @@ class ObjectStore(Store):
             return system.cat_file(f"{path.rstrip('/')}/{name}", start=0, end=at_most + 1)
         except FileNotFoundError:
             raise FileNotFoundError("no such file") from None
+        except PermissionError as error:
+            if _is_open(self, name):  # as above: S3 says so where files may not be listed
+                raise FileNotFoundError("no such file, or no access to it") from None
+            raise unreachable(self.place(name), f"PermissionError: {error}") from error
         except Exception as error:  # of whichever package is behind it: botocore, ftplib, zipfile
             raise unreachable(self.place(name), f"{type(error).__name__}: {error}") from error
 

@@ -36,15 +36,27 @@ def test_the_page_shows_a_script_as_it_is_run(name):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("ends", ["", "1"], ids=["time limit", "done"])
+@pytest.mark.parametrize(
+    ("ends", "array", "again"),
+    [
+        ("", {}, ["stopped", "scontrol requeue 77"]),
+        # 77 would queue all elements again: one of them has the number of the array
+        (
+            *("", {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}),
+            ["stopped", "scontrol requeue 77_3"],
+        ),
+        ("1", {}, []),
+    ],
+    ids=["time limit", "element", "done"],
+)
 def test_the_slurm_script_queues_itself_again_at_a_time_limit_and_only_then(
-    tmp_path: Path, ends: str
+    tmp_path: Path, ends: str, array: dict[str, str], again: list[str]
 ) -> None:
     for name, text in FAKES.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     log = tmp_path / "log"
-    variables = environment() | {"LOG": str(log), "ENDS": ends, "SLURM_JOB_ID": "77"}
+    variables = environment() | {"LOG": str(log), "ENDS": ends, "SLURM_JOB_ID": "77"} | array
     variables["PATH"] = f"{tmp_path}:{variables['PATH']}"
     command = ["bash", FOLDER / "requeue.sbatch", "python", "-m", "pipeline.train", "digits"]
     job = subprocess.Popen(command, env=variables)
@@ -55,4 +67,4 @@ def test_the_slurm_script_queues_itself_again_at_a_time_limit_and_only_then(
     job.wait()
     lines = log.read_text().splitlines()
     assert lines[0] == "srun python -m pipeline.train digits"
-    assert lines[1:] == ([] if ends else ["stopped", "scontrol requeue 77"])
+    assert lines[1:] == again

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from data.folder import Store
 from data.manifest import count_shards, read_manifest, read_record
@@ -17,7 +18,7 @@ from data.reader import read_shard
 from data.store import Source, open_store
 from get.errors import InputError
 
-from .shards import IN_PROCESSES, SHARDS, Quiet, order, read, same, serving
+from .shards import IN_PROCESSES, SHARDS, Quiet, order, read, same, serving, write_pairs
 from .shards import folder as folder
 
 pytestmark = IN_PROCESSES
@@ -171,3 +172,22 @@ def test_an_object_store_that_refuses_is_reported(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(InputError, match=r"expected to read file://.*/x, got IsADirectoryError"):
         open_store(f"file://{tmp_path}").read("x")
+
+
+def test_an_object_store_that_may_not_be_listed_refuses_what_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As S3 answers who may read, but not list; `file://` stands for it."""
+
+    def cat_file(system: LocalFileSystem, path: str, **part: int) -> bytes:
+        if not Path(path).exists():
+            raise PermissionError("Forbidden")
+        return cat(system, path, **part)
+
+    cat = LocalFileSystem.cat_file
+    monkeypatch.setattr(LocalFileSystem, "cat_file", cat_file)
+    write_pairs(tmp_path, 1)
+    assert count_shards(f"file://{tmp_path}") == 1
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(InputError, match="PermissionError: Forbidden"):
+        read_record(f"file://{tmp_path}", 5)

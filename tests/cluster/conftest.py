@@ -7,6 +7,7 @@ runs/cluster.json.
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -59,6 +60,13 @@ def engine(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.terminate()
         process.communicate()
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def until(condition: Callable[[], object], seconds: float = 600, what: str = "") -> None:

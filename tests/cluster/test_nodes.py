@@ -1,6 +1,5 @@
 """Two agents of torchrun, as on two machines, do what two processes of one machine do."""
 
-import socket
 import subprocess
 from pathlib import Path
 
@@ -11,17 +10,14 @@ from safetensors.torch import load_file
 from tests.processes import ROOT, Script, completed
 from tests.runs import WEIGHTS, assert_same
 
-from .conftest import HERE, shards, variables
+from .conftest import HERE, free_port, shards, variables
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 
 def on_two_nodes(*command: object) -> None:
     """Run a module as two machines would, both of them here."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    call = ("bash", HERE / "node.sh", 2, f"127.0.0.1:{port}", 1, "-m", *command)
+    call = ("bash", HERE / "node.sh", 2, f"127.0.0.1:{free_port()}", 1, "-m", *command)
     nodes = [
         subprocess.Popen([*map(str, call)], cwd=ROOT, env=variables() | {"ACCELERATE_USE_CPU": "1"})
         for _ in range(2)

@@ -15,7 +15,7 @@ from data.manifest import list_shards
 from tests.processes import ROOT, Script, completed
 from tests.runs import assert_same, checkpoints, metrics
 
-from .conftest import HERE, PAIRS, SHARDS, engine, needs, shards, until, variables
+from .conftest import HERE, PAIRS, SHARDS, engine, free_port, needs, shards, until, variables
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 PYTHON = (sys.executable, "-m")
@@ -143,7 +143,9 @@ def test_a_training_under_torchrun_saves_its_state_before_its_job_queues_again(
         *("--checkpointing_steps", 1000, "--max_train_steps", 400, "--output_dir"),
     )
     run, alone = cluster.folder / "run", cluster.folder / "alone"
-    number = cluster.submit("", HERE / "node.sh", 1, "127.0.0.1:16819", 2, "-m", *command, run)
+    number = cluster.submit(
+        "", HERE / "node.sh", 1, f"127.0.0.1:{free_port()}", 2, "-m", *command, run
+    )
     until(lambda: (run / "metrics.jsonl").exists() and len(metrics(run)) > 3)
     cluster("scancel", "--signal=USR1", "--batch", number)
     until(lambda: cluster.jobs(number)[0]["Restarts"] != "0", 300, "the restart")

@@ -12,14 +12,14 @@ from tests.processes import Result, Script, completed
 from tests.runs import WEIGHTS, metrics
 from tests.shards import write_pairs
 
-from .conftest import engine, until
+from .conftest import engine, free_port, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 S3 = {
-    "AWS_ENDPOINT_URL": "http://127.0.0.1:15000",
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{(S3_PORT := free_port())}",
     **{"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"},
 }
-WEB = "http://127.0.0.1:15001"
+WEB = f"http://127.0.0.1:{(WEB_PORT := free_port())}"
 STEPS = 120
 FEW = ("--max_train_steps", STEPS, "--validation_steps", STEPS, "--checkpointing_steps", 40)
 Start = Callable[[], None]
@@ -80,7 +80,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[ExitStack]:
     for name, value in S3.items():
         monkeypatch.setenv(name, value)
     with ExitStack() as stack:
-        stack.enter_context(engine("s3.sh"))
+        stack.enter_context(engine("s3.sh", S3_PORT))
         yield stack
 
 
@@ -112,7 +112,7 @@ def test_a_training_ends_in_one_line_when_its_object_store_dies_and_continues_wi
     start = lambda: train(run, "--pairs", place, *FEW, **S3)  # noqa: E731
     line = one_line(stopped_at_a_step(run, s3.close, start))
     assert f"expected to read {place}/pairs-" in line
-    s3.enter_context(engine("s3.sh"))
+    s3.enter_context(engine("s3.sh", S3_PORT))
     upload(many, "dies")
     completed(start())
     assert same(run, local)
@@ -129,7 +129,7 @@ class Server:
         self.stack = ExitStack()
 
     def start(self) -> None:
-        self.stack.enter_context(engine("web.py", self.folder, WEB[-5:], self.moods))
+        self.stack.enter_context(engine("web.py", self.folder, WEB_PORT, self.moods))
 
     def mood(self, **mood: object) -> None:
         self.moods.write_text(json.dumps(mood))
