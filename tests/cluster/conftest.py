@@ -44,8 +44,13 @@ def needs(*commands: str) -> None:
 
 
 @contextmanager
-def engine(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Run a script of this folder that says `ready` and works until it is ended."""
+def engine(
+    script: str, *arguments: object, skip: str | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a script of this folder that says `ready` and works until it is ended.
+
+    If it does not start, the test fails, or is skipped for the reason that is given.
+    """
     command = [sys.executable] if script.endswith(".py") else ["bash"]
     process = subprocess.Popen(
         [*command, HERE / script, *map(str, arguments)],
@@ -55,7 +60,8 @@ def engine(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     )
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n", f"{script} did not start"
+        if process.stdout.readline() != "ready\n":
+            pytest.skip(skip) if skip else pytest.fail(f"{script} did not start")
         yield process
     finally:
         process.terminate()

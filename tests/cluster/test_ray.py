@@ -14,6 +14,7 @@ from tests.processes import Script, completed
 
 from .conftest import HERE, engine, shards, until, variables
 
+SLOW = "Ray did not start: its head gives its processes 30 seconds, too few on a busy machine"
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 
@@ -43,7 +44,7 @@ def test_the_documented_program_makes_the_pairs_of_one_process_though_a_worker_i
 ) -> None:
     pytest.importorskip("ray")
     teacher, folder, alone = SHIPPED / "digits-teacher", tmp_path / "pairs", tmp_path / "alone"
-    with engine("ray.sh") as head:
+    with engine("ray.sh", skip=SLOW) as head:
         program = subprocess.Popen(
             [sys.executable, HERE / "pairs_on_ray.py", teacher, folder, "3"],
             cwd=tmp_path,
