@@ -179,7 +179,7 @@ def test_an_object_store_that_may_not_be_listed_refuses_what_is_absent(
 ) -> None:
     """As S3 answers who may read, but not list; `file://` stands for it."""
 
-    def cat_file(system: LocalFileSystem, path: str, **part: int) -> bytes:
+    def cat_file(system: LocalFileSystem, path: str, **part: int) -> bytes | str:
         if not Path(path).exists():
             raise PermissionError("Forbidden")
         return cat(system, path, **part)
