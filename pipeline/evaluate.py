@@ -105,7 +105,7 @@ class Evaluation:
             "iterations": list(self.config.iterations),
             "num_images": self.config.num_images,
             "real_images": self.config.real_images,
-            "feature_networks": [weights_hash(p, ".") for p in self.config.feature_networks],
+            "feature_networks": [n.network.fingerprint for n in self.real.networks.values()],
             "teacher": self.manifest.teacher,
             "seed": self.manifest.seed,
             "first_index": self.first_index,

@@ -1,6 +1,5 @@
 """The real images that generated ones are compared with, and their features, computed once."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,13 +9,15 @@ from data.real import real_images
 from get.errors import InputError
 from get.metrics import features_of
 from get.metrics.classifier import Classifier
+from get.metrics.features import load_classifier, open_features
+from get.metrics.networks import PUBLISHED
 
 
 class RealFeatures:
     """Real images and their features, by split.
 
     Attributes:
-        network: The classifier whose features are compared.
+        network: The network whose features are compared.
         images: "training" and "held_out" images in [-1, 1].
         features: Their float64 features.
     """
@@ -29,12 +30,14 @@ class RealFeatures:
         device: torch.device,
         batch_size: int = 256,
     ) -> None:
-        """Load a classifier from its folder and run it over the real images of this name.
+        """Load a network by folder or name and run it over the real images of this name.
 
         Raises:
             InputError: If either cannot be read or is made for images of another shape.
         """
-        self.network = load_network(feature_network, image_shape, device)
+        self.network = open_features(feature_network, device)
+        if self.network.image_shape is not None:
+            _check_shape(feature_network, self.network.image_shape, image_shape)
         self.batch_size = batch_size
         self.images = {split: real_images(name, split).images for split in ("training", "held_out")}
         _check_shape(name, tuple(self.images["training"].shape[1:]), image_shape)
@@ -42,35 +45,38 @@ class RealFeatures:
 
     def features_of(self, images: Tensor) -> Tensor:
         """Return float64 features of images in [-1, 1]."""
-        return self._run(self.network.features, images)
+        return features_of(lambda x: self.network(x)[0], images, self.batch_size)
 
     def class_accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Return the fraction of images that the network takes for their class."""
-        return float((self._run(self.network, images).argmax(1) == labels).double().mean())
+        """Return the fraction of images that the network, a classifier, takes for their class."""
 
-    def _run(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        return features_of(lambda x: function(x.to(self.network.device)), images, self.batch_size)
+        def classes(x: Tensor) -> Tensor:
+            logits = self.network(x)[1]
+            assert logits is not None
+            return logits
+
+        found = features_of(classes, images, self.batch_size).argmax(1)
+        return float((found == labels).double().mean())
 
 
 def load_network(
     folder: Path, image_shape: tuple[int, int, int], device: torch.device
 ) -> Classifier:
-    """Load a feature network for images of this shape.
+    """Load a feature network of ours for images of this shape, to differentiate through.
 
     Raises:
         InputError: If it cannot be read or is made for images of another shape.
     """
-    try:
-        network = Classifier.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    if (name := str(folder).partition("@")[0]) in PUBLISHED:
         raise InputError(
-            f"expected a feature network in {folder}, got {type(error).__name__}; make one with "
-            "pipeline/train_classifier.py"
-        ) from error
+            f"expected the folder of a feature network to train on, got {name}; that one is for "
+            "measuring: set frechet_weight to 0, or make another with pipeline/train_classifier.py"
+        )
+    network = load_classifier(folder)
     network.to(device)  # pyrefly: ignore[bad-argument-type]  diffusers wraps it
     c = network.config
     _check_shape(folder, (c["channels"], c["image_size"], c["image_size"]), image_shape)
-    return network.eval()
+    return network
 
 
 def _check_shape(

@@ -16,6 +16,7 @@ from torch import Tensor
 from data.real.features import RealFeatures
 from get.errors import InputError
 from get.metrics import frechet_distance, nearest_distance, precision_recall, score
+from get.metrics.features import name_of
 
 
 class RealScores:
@@ -34,15 +35,15 @@ class RealScores:
         Raises:
             InputError: If there is no network or two share a name, or see `RealFeatures`.
         """
-        names = [path.name for path in feature_networks]
+        names = [name_of(path) for path in feature_networks]
         if not names or len({*names}) < len(names):
             raise InputError(
                 f"expected feature networks of different names, got {', '.join(names) or 'none'}; "
                 "rename one"
             )
         self.networks = {
-            path.name: RealFeatures(path, name, image_shape, device, batch_size)
-            for path in feature_networks
+            title: RealFeatures(path, name, image_shape, device, batch_size)
+            for title, path in zip(names, feature_networks, strict=True)
         }
         # What real images score that no network and no model has seen.
         self.real_fid = {
@@ -84,8 +85,9 @@ class RealScores:
         }
         ratios = [distance / self.real_fid[name] for name, (distance, *_) in networks.items()]
         scores["fdr"] = sum(ratios) / len(ratios)
-        if labels is not None:
-            judge = judges[0][1] if judges else real  # no training uses a judge
+        able = [network for _, network in (*judges, (first, real)) if network.network.knows_classes]
+        if labels is not None and able:
+            judge = able[0]  # if there is one, of a network that no training uses
             scores["class_accuracy"] = judge.class_accuracy(images, labels)
         nearest = nearest_distance(images, real.images["training"])
         scores["nearest_training_image"] = float(nearest.mean())

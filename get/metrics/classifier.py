@@ -63,11 +63,18 @@ class Classifier(ModelMixin, ConfigMixin):
             x = self.trunk(images)
         return F.relu(self.hidden(x))
 
+    def both(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> tuple[Float[Tensor, "batch features"], Float[Tensor, "batch classes"]]:
+        """Return the feature vectors and the logits of images in [-1, 1]."""
+        vectors = self.features(images)
+        return vectors, self.classes(vectors)
+
     def forward(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
         """Return the logits of images in [-1, 1]."""
-        return self.classes(self.features(images))
+        return self.both(images)[1]
 
 
 class Residual(nn.Module):
