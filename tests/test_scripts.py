@@ -23,6 +23,7 @@ TABLES = {
     "train": recipe.students,
     "sample": recipe.samples,
     "evaluate": recipe.evaluations,
+    "fid": recipe.fids,
     "diagnose": recipe.diagnoses,
     "report": recipe.reports,
 }

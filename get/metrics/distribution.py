@@ -12,6 +12,8 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from get.errors import InputError
 
+LARGE = 10_000  # vectors beyond which the matrix of all distances is not kept
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -59,11 +61,40 @@ def frechet_distance(
     return fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
 
 
+def kernel_distance(
+    generated: Float[Tensor, "generated features"],
+    real: Float[Tensor, "real features"],
+    *,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 2020,
+) -> float:
+    """Return KID of feature vectors; the defaults are torch-fidelity's.
+
+    Args:
+        generated: Feature vectors of generated images.
+        real: Feature vectors of real images.
+        subsets: Random subsets that it is averaged over.
+        subset_size: Images a subset; lowered to the smaller set where that is smaller.
+        seed: Of the subsets.
+    """
+    kid = kid_features_to_metric(
+        generated,
+        real,
+        kid_subsets=subsets,
+        kid_subset_size=min(subset_size, len(generated), len(real)),
+        rng_seed=seed,
+        verbose=False,
+    )
+    return kid["kernel_inception_distance_mean"]
+
+
 def precision_recall(
     generated: Float[Tensor, "generated features"], real: Float[Tensor, "real features"]
 ) -> tuple[float, float]:
     """Return precision and recall of feature vectors; see `Scores`."""
-    prc = prc_features_to_metric(generated, real, verbose=False)
+    large = max(len(generated), len(real)) > LARGE
+    prc = prc_features_to_metric(generated, real, save_cpu_ram=large, verbose=False)
     return float(prc["precision"]), float(prc["recall"])
 
 
@@ -90,18 +121,13 @@ def score(
     fewest = min(len(generated), len(real))
     if fewest < 4:
         raise InputError(f"expected at least 4 images on either side, got {fewest}")
-    kid = kid_features_to_metric(
-        generated,
-        real,
-        kid_subsets=kid_subsets,
-        kid_subset_size=min(kid_subset_size, fewest),
-        rng_seed=seed,
-        verbose=False,
+    kid = kernel_distance(
+        generated, real, subsets=kid_subsets, subset_size=kid_subset_size, seed=seed
     )
     precision, recall = precision_recall(generated, real)
     return Scores(
         fid=frechet_distance(generated, real),
-        kid=kid["kernel_inception_distance_mean"],
+        kid=kid,
         precision=precision,
         recall=recall,
         generated=len(generated),

@@ -153,8 +153,15 @@ _STUDENTS = {
         )
     },
 }
+_CIFAR10 = ("cifar10-train", "cifar10-val")  # everybody else's reference, and the paper's
+_REFERENCES = {"cifar10": _CIFAR10, "cifar10-cond": _CIFAR10}
 RECIPES = {
-    name: Recipe(images=_IMAGES[name], pairs=pairs, students=_STUDENTS[name])
+    name: Recipe(
+        images=_IMAGES[name],
+        pairs=pairs,
+        students=_STUDENTS[name],
+        references=_REFERENCES.get(name, ()),
+    )
     for name, pairs in _PAIRS.items()
 }
 

@@ -17,7 +17,12 @@ from pipeline.recipes.settings_make import (
     SampleConfig,
     TeacherConfig,
 )
-from pipeline.recipes.settings_measure import DiagnoseConfig, EvaluateConfig, ReportConfig
+from pipeline.recipes.settings_measure import (
+    DiagnoseConfig,
+    EvaluateConfig,
+    FidConfig,
+    ReportConfig,
+)
 from pipeline.recipes.settings_train import (
     Architecture,
     GETModel,
@@ -26,7 +31,7 @@ from pipeline.recipes.settings_train import (
     ViTModel,
 )
 
-RUNS = Path("runs")
+RUNS, EMBEDDED = Path("runs"), ("digits", "photos")
 # 0.39 M parameters; as many multiply-accumulates per image as a ViT of 10 such blocks
 STUDENT = GETModel(depth=2, equilibrium_depth=3, iterations=2, coda_depth=2)
 
@@ -56,6 +61,7 @@ class Recipe:
         pairs: What the teacher writes.
         students: Name to training settings; the first is the one that is sampled.
         evaluate: What is measured; None if nothing is.
+        references: What FID of Inception compares with, if `evaluate` says no networks.
     """
 
     images: Images | None
@@ -65,6 +71,7 @@ class Recipe:
     pairs: PairsConfig
     students: Mapping[str, TrainConfig] = field(default_factory=dict)
     evaluate: EvaluateConfig | None = None
+    references: tuple[str, ...] = ()
 
     def manifest(self) -> Manifest:
         """Return what the manifest of the pairs will say, as far as that needs no teacher."""
@@ -250,6 +257,26 @@ def samples(recipes: Recipes) -> dict[str, SampleConfig]:
         name: SampleConfig(model=config.output_dir, output_dir=config.output_dir / "images")
         for name, config in students(recipes).items()
     }
+
+
+def fids(recipes: Recipes) -> dict[str, FidConfig]:
+    """Return the settings of fid.py by student."""
+    return {
+        name: _fid(recipe, config.output_dir)
+        for recipe in recipes.values()
+        for name, config in recipe.students.items()
+    }
+
+
+def _fid(recipe: Recipe, run: Path) -> FidConfig:
+    networks, references = ("inception-v3-compat",), recipe.references
+    if (evaluate := recipe.evaluate) is not None:
+        networks, real = tuple(map(str, evaluate.feature_networks)), evaluate.real_images
+        references = (f"{real}-train", f"{real}-val") if real in EMBEDDED else (real,)
+    folder = run / "fid"
+    return FidConfig(
+        models=(str(run),), references=references, feature_networks=networks, output_dir=folder
+    )
 
 
 def diagnoses(recipes: Recipes) -> dict[str, DiagnoseConfig]:

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from get.errors import InputError
 from pipeline.recipes.settings_make import positive, unsigned
 
 
@@ -16,9 +18,10 @@ class EvaluateConfig:
         holdout_shards: The last shards, which no student has seen.
         runs: The students.
         teacher: The teacher that made the pairs.
-        real_images: "digits", "photos", or an image folder.
-        feature_networks: The classifiers whose features are compared. Training may use the first;
-            the others judge what was trained on it.
+        real_images: "digits", "photos", an image folder, or one with CIFAR-10.
+        feature_networks: The networks whose features are compared: folders of classifiers, or
+            names (docs/evaluation.md). Training may use the first; the others judge what was
+            trained on it.
         output_dir: One JSON a model is written here.
         num_images: Images a model.
         iterations: Numbers of iterations at which a GET is measured.
@@ -39,6 +42,62 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         positive(num_images=self.num_images, batch_size=self.batch_size)
+
+
+Metric = Literal["kid", "prc"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidConfig:
+    """Measure FID, Inception Score and more of any number of images.
+
+    Attributes:
+        models: Runs, checkpoints, data sets of pairs, folders of pictures, names of images.
+        references: What they are compared with: cifar10-train, cifar10-val, digits-train and
+            others, data sets of pairs, folders of pictures, .npz files with mu and sigma.
+        feature_networks: inception-v3-compat, dinov2-vit-l-14, clip-vit-l-14, vgg16, `NAME@FILE`
+            with a file of weights, or folders of classifiers.
+        output_dir: Where fid.json and fid.md go.
+        num_images: Images a model and seed.
+        seeds: Name, with indices from 0, the noise of the images.
+        iterations: Numbers of iterations of a GET; none takes the model's own.
+        tol: Relative residuals at which an image stops iterating; 0 never stops early.
+        metrics: What else is computed: kid, and prc for precision and recall. They hold all
+            features in memory; precision and recall take quadratic time.
+        datasets: Folder in which CIFAR-10 lies.
+        cache: Folder that keeps the features of references.
+        batch_size: Images at once.
+        task_index: Which share of the work this job does; None asks Slurm or torchrun.
+        num_tasks: Shares in all; None asks Slurm or torchrun.
+    """
+
+    models: tuple[str, ...]
+    references: tuple[str, ...]
+    feature_networks: tuple[str, ...]
+    output_dir: Path
+    num_images: int = 50_000
+    seeds: tuple[int, ...] = (0, 1, 2)
+    iterations: tuple[int, ...] = ()
+    tol: tuple[float, ...] = (0.0,)
+    metrics: tuple[Metric, ...] = ()
+    datasets: Path = Path("runs/datasets")
+    cache: Path = Path("runs/statistics")
+    batch_size: int = 256
+    task_index: int | None = None
+    num_tasks: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot mean anything."""
+        positive(batch_size=self.batch_size, **{f"iterations {k}": k for k in self.iterations})
+        if self.num_images < 4:
+            raise InputError(f"expected num_images of at least 4, got {self.num_images}")
+        for seed in self.seeds:
+            unsigned(seed)
+        if not (self.models and self.seeds and self.tol and all(0 <= t < 1 for t in self.tol)):
+            raise InputError(
+                "expected models, seeds and tol (from 0 to below 1), got "
+                f"{self.models}, {self.seeds} and {self.tol}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
