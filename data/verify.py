@@ -78,3 +78,23 @@ def compare_with_teacher(
         images, rounding = images.clamp(-1, 1), 0.5
     levels = ((images - stored.images).abs() * 127.5 - rounding).clamp_min(0)
     return same, float(levels.max()), float((levels > 1).double().mean())
+
+
+def distance_to_finer(
+    source: Source, shard: int, batch: int, finer: Teacher, manifest: Manifest
+) -> tuple[float, float]:
+    """Compare one teacher batch with what a finer sampler makes of the same noise.
+
+    Both solve the same ODE, so the distance is what the coarser steps cost.
+
+    Returns:
+        The root mean square difference, and that of the images from their mean image, in the units
+        of the images ([-1, 1], or those of the latents).
+    """
+    size = manifest.teacher_batch_size
+    stored = read_shard(source, shard, manifest).take(slice(batch * size, (batch + 1) * size))
+    stored = stored.as_floats()
+    made = finer(stored.noise, stored.labels).cpu()
+    spread = stored.images - stored.images.mean(0)
+    difference = made - stored.images
+    return float(difference.square().mean().sqrt()), float(spread.square().mean().sqrt())

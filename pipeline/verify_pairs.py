@@ -1,13 +1,15 @@
 """Check a data set of pairs: `python -m pipeline.verify_pairs PAIRS [--deep --teacher TEACHER]`.
 
 Every shard is compared with its record, the manifest, and the noise and labels of its seed; with
-`--deep` the teacher makes some of the pairs again. Like make_pairs.py, any number of jobs share
-the work. The exit code is 0 if everything is right and 1 if something is not.
+`--deep` the teacher makes some of the pairs again, with `--quality` in steps half as long: how far
+are the pairs from the solution of their ODE? (fid.py measures their FID.) Like make_pairs.py, any
+number of jobs share the work. The exit code is 0 if everything is right and 1 if something is not.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
+from statistics import fmean
 
 import numpy as np
 import tyro
@@ -17,7 +19,8 @@ from data.manifest import Manifest, count_shards, list_shards, read_manifest, re
 from data.store import open_store
 from data.teachers.open import open_teacher
 from data.teachers.settings import Execution, Sampler
-from data.verify import compare_with_teacher, find_damage
+from data.teachers.teacher import Teacher
+from data.verify import compare_with_teacher, distance_to_finer, find_damage
 from get.errors import InputError
 from pipeline import cli
 from pipeline.jobs.processes import local_device
@@ -34,7 +37,8 @@ class VerifyConfig:
     Attributes:
         pairs: The data set: a folder, an http(s) or fsspec address, or `pipe:COMMAND {}`.
         deep: Let the teacher make some of its batches again.
-        teacher: The teacher, for `deep`.
+        quality: Let the teacher solve some of its batches in twice as many steps.
+        teacher: The teacher, for `deep` and `quality`.
         batches: Number of teacher batches made again.
         tolerance: Fraction of the pixels that may differ by more than one 8-bit level, because
             other hardware and versions round differently.
@@ -44,6 +48,7 @@ class VerifyConfig:
 
     pairs: tyro.conf.Positional[str]
     deep: bool = False
+    quality: bool = False
     teacher: str | None = None
     batches: int = 4
     tolerance: float = 0.001
@@ -86,8 +91,15 @@ def main(config: VerifyConfig) -> None:
             f"expected whole shards in {store}, got others; delete {broken}{more} there and run "
             "make_pairs.py again"
         )
-    if config.deep:
-        compare(config, store, manifest, len(finished))
+    if config.deep or config.quality:
+        teacher = open_theirs(config, store, manifest)
+        batches = -(-manifest.pairs_per_shard // manifest.teacher_batch_size)
+        size = config.batches, 2
+        chosen = np.random.default_rng(0).integers((len(finished), batches), size=size).tolist()
+        if config.deep:
+            compare(config, store, manifest, teacher, chosen)
+        if config.quality:
+            judge(config, store, manifest, chosen)
 
 
 def names_of(first: int, last: int) -> str:
@@ -95,21 +107,46 @@ def names_of(first: int, last: int) -> str:
     return record_name(first) if first == last else f"{record_name(first)} to {record_name(last)}"
 
 
-def compare(config: VerifyConfig, store: Store, manifest: Manifest, shards: int) -> None:
-    """Let the teacher make some of its batches again."""
+def open_theirs(config: VerifyConfig, store: Store, manifest: Manifest) -> Teacher:
+    """Open the teacher that made the pairs; InputError if another one is named."""
     if config.teacher is None:
-        raise InputError("expected --teacher with --deep, got none; name the one of these pairs")
+        raise InputError(
+            "expected --teacher with --deep or --quality, got none; name the one of these pairs"
+        )
     sampler, execution = Sampler(**manifest.sampler), Execution(**manifest.execution)
     teacher = open_teacher(config.teacher, sampler, local_device(), execution)
     if teacher.fingerprint != manifest.teacher:
         raise InputError(
             f"expected the teacher that made {store}, got {config.teacher}, another one"
         )
-    batches = -(-manifest.pairs_per_shard // manifest.teacher_batch_size)
-    chosen = np.random.default_rng(0).integers((shards, batches), size=(config.batches, 2))
+    return teacher
+
+
+def judge(config: VerifyConfig, store: Store, manifest: Manifest, chosen: list[list[int]]) -> None:
+    """Say how far the pairs are from those of a finer sampler."""
+    coarse = Sampler(**manifest.sampler)
+    finer = replace(coarse, steps=2 * coarse.steps)
+    assert config.teacher is not None
+    teacher = open_teacher(config.teacher, finer, local_device(), Execution(**manifest.execution))
+    distances = [distance_to_finer(store, *at, teacher, manifest) for at in chosen]
+    error, spread = (fmean(column) for column in zip(*distances, strict=True))
+    print(
+        f"{config.batches} teacher batches solved in {finer.steps} steps instead of "
+        f"{coarse.steps}: images differ by {error:.4f} (root mean square), {error / spread:.1%} of "
+        f"what images differ among themselves ({spread:.3f})"
+    )
+
+
+def compare(
+    config: VerifyConfig,
+    store: Store,
+    manifest: Manifest,
+    teacher: Teacher,
+    chosen: list[list[int]],
+) -> None:
+    """Let the teacher make some of its batches again."""
     differences = [
-        compare_with_teacher(store, shard, batch, teacher, manifest)
-        for shard, batch in chosen.tolist()
+        compare_with_teacher(store, shard, batch, teacher, manifest) for shard, batch in chosen
     ]
     same, levels, fractions = zip(*differences, strict=True)
     noise, largest, fraction = all(same), max(levels), max(fractions)

@@ -1,10 +1,12 @@
 """Every damage a shard can suffer is found and named; the teacher's own pairs are recognised."""
 
+import re
 import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from data import SHIPPED
 from data.manifest import (
@@ -18,7 +20,9 @@ from data.manifest import (
 from data.pair_settings import PairSettings
 from data.pairs import Pairs
 from data.reader import read_shard
-from data.verify import find_damage
+from data.teachers.open import open_teacher
+from data.teachers.settings import Sampler
+from data.verify import distance_to_finer, find_damage
 from data.writer import generate_shard, write_given
 from get.errors import InputError
 
@@ -114,6 +118,20 @@ def test_deep_verification_knows_the_teachers_pairs_from_others(tmp_path, here):
     whole = completed(here(*deep, "--teacher", settings.teacher))
     assert "noise and labels the same; pixels differ by up to 0.0" in whole.out
     assert here(*deep).code == 2  # who made them?
+
+    # The same ODE in 6 steps instead of 3.
+    judged = completed(here("verify_pairs", tmp_path, "--quality", "--teacher", settings.teacher))
+    found = re.search(r"solved in 6 steps instead of 3: images differ by (0\.\d+)", judged.out)
+    assert found is not None
+    manifest = read_manifest(tmp_path)
+    finer = [
+        open_teacher(settings.teacher, Sampler(steps=steps), torch.device("cpu"))
+        for steps in (3, 12, 24)
+    ]
+    same, far, farther = (distance_to_finer(tmp_path, 0, 0, t, manifest)[0] for t in finer)
+    assert same < 0.003  # 8-bit rounding
+    assert same < far
+    assert farther == pytest.approx(far, rel=0.2)  # both are close to the solution
 
     # Images of other noise.
     manifest = read_manifest(tmp_path)

@@ -123,8 +123,9 @@ class TrainConfig(TrainingConfig):
         compile: Run the blocks through torch.compile; weights keep their names.
         dataloader_num_workers: Processes that read and decode; 0 reads in the training process.
         validation_steps: Validation loss, a sample grid and FID every so many steps.
-        feature_network: The classifier whose features that FID compares; None measures none.
-        real_images: What it compares with: "digits", "photos", or an image folder.
+        feature_network: The network whose features that FID compares: the folder of a classifier
+            or, without the Frechet distance, a name (docs/evaluation.md); None measures none.
+        real_images: What it compares with: "digits", "photos", a folder of pictures or CIFAR-10.
         report_to: Trackers in addition to metrics.jsonl: tensorboard, wandb, or others that
             accelerate knows; their packages are installed separately.
     """
