@@ -45,7 +45,7 @@ def digits(tmp_path_factory) -> Path:
     return folder
 
 
-def flags(out: Path, *models: Path, images: int = 250, seeds: tuple[int, ...] = (0,)) -> list:
+def flags(out: Path, *models: Path | str, images: int = 250, seeds: tuple[int, ...] = (0,)) -> list:
     cache = "--output_dir", out, "--cache", out.parent / "cache"
     given = "--models", *models, "--feature_networks", NETWORK
     return ["digits", *given, *cache, "--num_images", images, "--seeds", *seeds]
@@ -176,8 +176,15 @@ def test_a_sweep_measures_only_what_is_missing(here, student, tmp_path):
 
 def test_the_held_out_images_have_fdr_one(here, tmp_path):
     judge = SHIPPED / "digits-features-b"
-    given = "--models", "digits-val", "--feature_networks", NETWORK, judge
-    completed(here("fid", *flags(tmp_path / "out"), *given))
+    completed(
+        here(
+            "fid",
+            *flags(tmp_path / "out", "digits-val", images=400),
+            "--feature_networks",
+            NETWORK,
+            judge,
+        )
+    )
     (result,) = results(tmp_path / "out")
     assert result["summary"]["fdr"]["digits-train"] == pytest.approx(1)
     assert result["images"] == 397
