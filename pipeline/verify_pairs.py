@@ -128,7 +128,9 @@ def judge(config: VerifyConfig, store: Store, manifest: Manifest, chosen: list[l
     finer = replace(coarse, steps=2 * coarse.steps)
     assert config.teacher is not None
     teacher = open_teacher(config.teacher, finer, local_device(), Execution(**manifest.execution))
-    distances = [distance_to_finer(store, *at, teacher, manifest) for at in chosen]
+    distances = [
+        distance_to_finer(store, shard, batch, teacher, manifest) for shard, batch in chosen
+    ]
     error, spread = (fmean(column) for column in zip(*distances, strict=True))
     print(
         f"{config.batches} teacher batches solved in {finer.steps} steps instead of "

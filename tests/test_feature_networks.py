@@ -134,8 +134,16 @@ class Harm:
         return exec, ("raise SystemExit('it ran')",)
 
 
-@pytest.mark.parametrize("name", ["inception-v3-compat", "vgg16", "dinov2-vit-s-14"])
-@pytest.mark.parametrize("content", [Harm(), {"a": torch.zeros(2)}, [1]])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("inception-v3-compat", Harm()),
+        ("inception-v3-compat", {"a": torch.zeros(2)}),
+        ("vgg16", Harm()),
+        ("vgg16", [1]),
+        ("dinov2-vit-s-14", {"a": torch.zeros(2)}),
+    ],
+)
 def test_code_and_other_tensors_are_refused_and_not_run(tmp_path, name, content):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(InputError, match=f"expected the weights of {name} in"):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from hashlib import file_digest
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251  what torch raises for files with code
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
@@ -96,12 +97,12 @@ def load_named(source: str, device: torch.device) -> tuple[FeatureExtractorBase,
         )
     try:
         extractor = _build(name, path, digest)
-    except (RuntimeError, KeyError, ValueError, EOFError, AttributeError) as error:
+    except (UnpicklingError, RuntimeError, KeyError, ValueError, EOFError) as error:
         if isinstance(error, InputError):
             raise
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
-            f"expected the weights of {name} in {path}, got {type(error).__name__}: "
-            f"{str(error).splitlines()[0][:200]}; choose another file"
+            f"expected the weights of {name} in {path}, got {problem}; choose another file"
         ) from error
     extractor.requires_grad_(False)
     return extractor.eval().to(device), digest
