@@ -95,6 +95,8 @@ def distance_to_finer(
     stored = read_shard(source, shard, manifest).take(slice(batch * size, (batch + 1) * size))
     stored = stored.as_floats()
     made = finer(stored.noise, stored.labels).cpu()
+    if manifest.image_format == "png":
+        made = made.clamp(-1, 1)
     spread = stored.images - stored.images.mean(0)
     difference = made - stored.images
     return float(difference.square().mean().sqrt()), float(spread.square().mean().sqrt())

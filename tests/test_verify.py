@@ -129,7 +129,7 @@ def test_deep_verification_knows_the_teachers_pairs_from_others(tmp_path, here):
         for steps in (3, 12, 24)
     ]
     same, far, farther = (distance_to_finer(tmp_path, 0, 0, t, manifest)[0] for t in finer)
-    assert same < 0.003  # 8-bit rounding
+    assert same < 0.005  # 8-bit rounding
     assert same < far
     assert farther == pytest.approx(far, rel=0.2)  # both are close to the solution
 
