@@ -137,7 +137,7 @@ def find_references(
 def work_files(config: FidConfig, case: ImageSource) -> FeatureFiles:
     """Return where features of generated images lie until their figures are known."""
     count = min(config.num_images, case.count)
-    folder = config.output_dir / "work" / f"{case.fingerprint[:32]}-{count}"
+    folder = config.output_dir / "features" / f"{case.fingerprint[:32]}-{count}"
     return FeatureFiles(folder, case, count)
 
 

@@ -123,7 +123,7 @@ def test_two_processes_give_the_figures_of_one(script, student, tmp_path):
     for name, processes in (("one", 1), ("two", 2)):
         out = tmp_path / name / "out"
         completed(script("pipeline.fid", *flags(out, student, images=1100), processes=processes))
-        assert not list((out / "work").glob("*"))
+        assert not list((out / "features").glob("*"))
     one, two = (results(tmp_path / name / "out") for name in ("one", "two"))
     assert one == two
 
@@ -131,9 +131,9 @@ def test_two_processes_give_the_figures_of_one(script, student, tmp_path):
 def test_a_killed_evaluation_goes_on_where_it_was(script, here, student, tmp_path):
     out = tmp_path / "killed" / "out"
     command = flags(out, student, images=2100)
-    at = At("os.rename", "*/work/*.safetensors", 2)
+    at = At("os.rename", "*/features/*.safetensors", 2)
     assert script("pipeline.fid", *command, at=at).codes == [-9]
-    (part,) = (out / "work").rglob("0*.safetensors")
+    (part,) = (out / "features").rglob("0*.safetensors")
     made = part.stat().st_mtime_ns, part.read_bytes()
     kept = [p.stat().st_mtime_ns for p in sorted((tmp_path / "killed" / "cache").rglob("0*"))]
     assert script("pipeline.fid", *command, at=At("os.rename", "*/figures/*")).codes == [-9]
