@@ -3,9 +3,12 @@
     epochs   An epoch is a random permutation of the shards. Epoch follows epoch without end.
     streams  This endless list is dealt like cards to S streams: entry e goes to stream e mod S.
     pairs    A stream reads its shards one after the other, each in a random order of its own.
-    batch    Every stream gives the same number of pairs to every batch, in order of the streams.
+    batch    Every stream gives as many pairs to every batch, in order of the streams. If their
+             number does not divide the batch size, a stream gives one pair more now and then.
+    fine     With `stagger`, stream s leaves out the first s/S of its first shard, so that streams
+             change their shards one after the other, and many of them need little more memory.
 
-Processes and loader workers share the streams, so their number does not change a batch.
+Processes and loader workers share the rows of a batch, so their number does not change it.
 
 S need not divide the number of shards. If it does not, epochs overlap: some streams begin the next
 epoch while others finish the last shards of this one. Call the S shards that the streams read at
@@ -14,9 +17,10 @@ shards than streams). All its readers use the same order of its pairs, but start
 places, equally far apart: so a batch contains no pair twice if the shard has enough pairs.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Int
@@ -25,6 +29,9 @@ from data.store import Source
 from get.errors import InputError
 
 STREAMS = 8  # mixed in a batch, if nothing else decides; each may keep a decoded shard in memory
+FINE_STREAMS = 64  # the same where many shards shall be mixed
+Piece = tuple[int, Int[np.ndarray, " _"]]
+"""A shard and positions inside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +43,9 @@ class Order:
         shards: Shards 0 .. shards - 1 are read.
         pairs_per_shard: Pairs per shard.
         seed: Of the permutations.
-        streams: Number of streams; it divides `batch_size`.
+        streams: Number of streams.
         batch_size: Pairs per global batch.
+        stagger: Let the streams change their shards one after the other.
     """
 
     source: Source
@@ -46,30 +54,70 @@ class Order:
     seed: int
     streams: int
     batch_size: int
+    stagger: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse an empty data set and streams of different sizes."""
+        """Refuse an empty data set."""
         if self.shards < 1:
             raise InputError(
                 f"expected training shards in {self.source}, got {self.shards}; "
                 "make more pairs or choose a smaller holdout_shards"
             )
-        if self.batch_size % self.streams:
-            raise InputError(
-                f"expected a global batch size that {self.streams} streams divide, got "
-                f"{self.batch_size}, which {_divisors_of(self.batch_size)} streams divide"
-            )
 
-    def chunk(
-        self, stream: int, step: int, damaged: Collection[int] = ()
-    ) -> list[tuple[int, Int[np.ndarray, " pairs"]]]:
-        """Return (shard, positions inside it) of what a stream gives to a global batch.
+    def begin(self, stream: int, step: int) -> int:
+        """Return how many pairs a stream has given, or left out at its start, before a step.
+
+        The sum over the streams grows by `batch_size` in every step (Hermite's identity).
+        """
+        skipped = stream * self.pairs_per_shard // self.streams if self.stagger else 0
+        return skipped + (step * self.batch_size + stream) // self.streams
+
+    def spans(self, step: int, rows: range) -> Iterator[tuple[int, int, int]]:
+        """Yield which streams give these rows of a global batch: stream, first and last place + 1.
+
+        Places count the pairs since the stream's beginning.
+        """
+        row = 0  # the first of this stream
+        for stream in range(self.streams):
+            begin, end = self.begin(stream, step), self.begin(stream, step + 1)
+            low, high = max(rows.start - row, 0), min(rows.stop - row, end - begin)
+            if low < high:
+                yield stream, begin + low, begin + high
+            row += end - begin
+
+    def part(self, step: int, rows: range, damaged: Collection[int] = ()) -> list[Piece]:
+        """Return what makes up consecutive rows of a global batch, in their order.
 
         In place of a damaged shard, the same positions are taken of the stream's next shard in
         this epoch, or where it has no other, of the epoch's first readable one.
         """
-        size = self.batch_size // self.streams
-        position, end = step * size, (step + 1) * size  # of pairs, since the stream's beginning
+        return [
+            piece
+            for stream, begin, end in self.spans(step, rows)
+            for piece in self._pieces(stream, begin, end, damaged)
+        ]
+
+    def following(
+        self, step: int, rows: range, damaged: Collection[int] = ()
+    ) -> list[tuple[float, int]]:
+        """Return the shards that come next where these rows are read, and in how many steps."""
+        found = []
+        for stream, _, end in self.spans(step, rows):
+            turn = (end - 1) // self.pairs_per_shard + 1
+            left = turn * self.pairs_per_shard - end
+            shard = self._turn(stream, turn, damaged)[0]
+            found.append((left * self.streams / self.batch_size, shard))
+        return found
+
+    def chunk(self, stream: int, step: int, damaged: Collection[int] = ()) -> list[Piece]:
+        """Return what a stream gives to a global batch; see `part`."""
+        begin, end = self.begin(stream, step), self.begin(stream, step + 1)
+        return self._pieces(stream, begin, end, damaged)
+
+    def _pieces(
+        self, stream: int, position: int, end: int, damaged: Collection[int]
+    ) -> list[Piece]:
+        """Return the pairs at places of a stream."""
         pieces = []
         while position < end:
             turn, inside = divmod(position, self.pairs_per_shard)
@@ -79,23 +127,10 @@ class Order:
             position += count
         return pieces
 
-    def turn(self, step: int) -> int:
-        """Return the number of the shard, 0 the first, that every stream ends a step with."""
-        return ((step + 1) * (self.batch_size // self.streams) - 1) // self.pairs_per_shard
-
-    def shard(self, stream: int, turn: int, damaged: Collection[int] = ()) -> int:
-        """Return the shard that a stream reads in its nth turn."""
-        return self._turn(stream, turn, damaged)[0]
-
-    def _turn(
-        self, stream: int, turn: int, damaged: Collection[int]
-    ) -> tuple[int, Int[np.ndarray, " pairs"]]:
+    def _turn(self, stream: int, turn: int, damaged: Collection[int]) -> Piece:
         """Return the shard a stream reads in its nth turn, and in which order."""
-        # The shards of this round: entries `first`, `first` + 1, ... of the list of all epochs.
         first, size = turn * self.streams, self.pairs_per_shard
-        epochs = range(first // self.shards, (first + self.streams - 1) // self.shards + 1)
-        entries = np.concatenate([_permutation(self.shards, self.seed, epoch) for epoch in epochs])
-        entries = entries[first % self.shards :][: self.streams]
+        entries = _round(self.shards, self.seed, first, self.streams)
         shard = int(entries[stream])
         # Streams that read this shard in this round read it in one order, equal distances apart.
         readers = np.flatnonzero(entries == shard).tolist()
@@ -113,48 +148,51 @@ class Order:
 
     def indices(self, step: int) -> list[int]:
         """Return the index of every pair of a global batch, in its order."""
-        pieces = [piece for stream in range(self.streams) for piece in self.chunk(stream, step)]
+        pieces = self.part(step, range(self.batch_size))
         return [shard * self.pairs_per_shard + int(at) for shard, places in pieces for at in places]
 
 
-def choose_streams(shards: int, batch_size: int, readers: int) -> int:
+def choose_streams(shards: int, batch_size: int, readers: int, most: int = STREAMS) -> int:
     """Return the number of streams of a training that does not ask for a certain one.
 
-    It divides the batch size and is a multiple of the number of readers. Among these numbers it is
-    the largest up to 8 and up to the number of shards, so that a batch mixes many shards and all
-    of different ones; if there is none, it is the smallest.
+    It divides the batch size and is a multiple of the number of readers, where that divides the
+    batch size too. Among these numbers it is the largest up to `most` and up to the number of
+    shards, so that a batch mixes many shards and all of different ones; if there is none, it is the
+    smallest.
 
     Readers are the processes, times the loader workers of each if there are any.
+    """
+    readers = 1 if batch_size % readers else readers
+    fitting = [n for n in range(readers, batch_size + 1, readers) if batch_size % n == 0]
+    return max((n for n in fitting if n <= min(most, shards)), default=fitting[0])
+
+
+def rows_of(batch_size: int, rank: int, processes: int, workers: int = 0) -> list[range]:
+    """Return the rows of a global batch that each loader worker of a process reads.
 
     Raises:
-        InputError: If the batch cannot be shared among the readers.
+        InputError: If there are not as many rows for every process, or fewer than workers.
     """
-    if batch_size % readers:
+    rows, rest = divmod(batch_size, processes)
+    workers = max(workers, 1)
+    if rest or rows < workers:
         raise InputError(
-            f"expected processes x dataloader_num_workers to divide the global batch size "
-            f"{batch_size}, got {readers}; choose numbers whose product is one of "
-            f"{_divisors_of(batch_size)}"
+            f"expected a global batch size that {processes} processes divide, of {workers} pairs "
+            f"or more each, a pair for every loader worker, got {batch_size}; change one of them"
         )
-    fitting = [n for n in range(readers, batch_size + 1, readers) if batch_size % n == 0]
-    return max((n for n in fitting if n <= min(STREAMS, shards)), default=fitting[0])
+    cuts = [rank * rows + rows * worker // workers for worker in range(workers + 1)]
+    return [range(first, last) for first, last in pairwise(cuts)]
 
 
-def check_readers(streams: int, processes: int, workers: int) -> None:
-    """Raise InputError unless the processes and their loader workers can share the streams."""
-    if streams % (processes * max(workers, 1)):
-        raise InputError(
-            f"expected processes x dataloader_num_workers to divide {streams} streams, got "
-            f"{processes} x {max(workers, 1)}; choose numbers whose product is one of "
-            f"{_divisors_of(streams)}"
-        )
+@lru_cache(maxsize=16)
+def _round(shards: int, seed: int, first: int, streams: int) -> Int[np.ndarray, " streams"]:
+    """Return the shards of a round: entries `first`, `first` + 1, ... of the list of all epochs."""
+    epochs = range(first // shards, (first + streams - 1) // shards + 1)
+    entries = np.concatenate([_permutation(shards, seed, epoch) for epoch in epochs])
+    return entries[first % shards :][:streams].copy()
 
 
-def _divisors_of(number: int) -> str:
-    """List the numbers that divide another one, for messages."""
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
-
-
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _permutation(length: int, seed: int, epoch: int, what: int = 0) -> Int[np.ndarray, " length"]:
     """Return a random permutation: of the shards if `what` is 0, of the pairs of shard what - 1.
 

@@ -56,14 +56,6 @@ class Pairs:
             torch.cat(labels) if labels else None,
         )
 
-    @staticmethod
-    def interleave(parts: "Sequence[Pairs]", size: int) -> "Pairs":
-        """Return `size` pairs of every part alternately until all are used up."""
-        if len(parts) == 1:
-            return parts[0]
-        places = [slice(at, at + size) for at in range(0, len(parts[0]), size)]
-        return Pairs.cat([part.take(place) for place in places for part in parts])
-
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Pairs":
         """Apply a function to noise, images and labels."""
         labels = None if self.labels is None else function(self.labels)

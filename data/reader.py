@@ -4,21 +4,17 @@ Shards are decoded completely, ahead of their use (shard_memory.py). There is no
 resumed run asks for the batch it needs next and nothing before it is opened.
 """
 
-import atexit
-import multiprocessing
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cache
 from itertools import count
-from multiprocessing.connection import wait
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data.codec import decode
 from data.folder import Store
+from data.loader_workers import Part, assemble_ahead, ignore_signals
 from data.manifest import (
     DamagedShard,
     Manifest,
@@ -27,9 +23,10 @@ from data.manifest import (
     read_record,
     tar_name,
 )
-from data.order import Order, check_readers
+from data.mixture import Mixture
+from data.order import Order, Piece, rows_of
 from data.pairs import Pairs
-from data.shard_memory import ShardMemory
+from data.shard_memory import ShardMemory, decoded_bytes, room
 from data.store import Source, open_store
 from data.tar import samples
 from get.errors import InputError
@@ -72,200 +69,148 @@ def load_shard(store: Store, shard: int, record: ShardRecord | None, manifest: M
     return decode(samples(data), record.first_index, manifest)
 
 
-_Part = tuple[Pairs, dict[int, str]]
-"""What a loader process gives to a batch, and the errors of the damaged shards it found first."""
-
-
 class _Parts(IterableDataset):
-    """What one loader process reads: for every step what its streams give, in their order.
+    """What one loader process reads: for every step its rows of the batch, in their order.
 
     Damaged shards are reported as data, with the pairs in their place, because an exception would
     carry a loader worker's traceback. Where they may not be skipped, or the store cannot be
     reached, the last item is the message as a string.
     """
 
-    def __init__(self, order: Order, streams: range, start: int, skip: bool) -> None:
-        self.order, self.streams, self.start, self.skip = order, streams, start, skip
+    def __init__(
+        self, order: Mixture, rows: list[range], start: int, skip: bool, limit: int | None
+    ) -> None:
+        self.order, self.rows, self.start, self.limit = order, rows, start, limit
+        self.skip = skip
+        self.known: set[int] = set()  # shards known to be damaged
 
-    def __iter__(self) -> Iterator[_Part | str]:
+    def __iter__(self) -> Iterator[Part | str]:
         worker = get_worker_info()
-        streams = self.streams if worker is None else self.streams[worker.id :: worker.num_workers]
-        shards = ShardMemory(_reader(self.order), at_least=len(streams) + 1)
-        known, expected, following = set[int](), (-1, 0), list[int]()
+        rows = self.rows[0 if worker is None else worker.id]
+        used, following = set[int](), list[int]()
         try:
-            for step in count(self.start):
-                new: dict[int, str] = {}
-                parts = [self._chunk(shards, stream, step, known, new) for stream in streams]
-                yield Pairs.cat(parts), new
-                known.update(new)
-                if expected != (now := (self.order.turn(step), len(known))):
-                    following = [self.order.shard(s, now[0] + 1, known) for s in streams]
-                    expected = now
-                shards.expect(following, in_use=len(streams))
+            with closing(_Sources(self.order).memory(rows, self.limit)) as shards:
+                now = self.order.part(self.start, rows)
+                for step in count(self.start):
+                    after = self.order.part(step + 1, rows, self.known)
+                    shards.soon = [number for number, _ in (*now, *after)]
+                    part, new = self._read(shards, now, step, rows)
+                    yield part, new
+                    if new:
+                        self.known.update(new)
+                        after = self.order.part(step + 1, rows, self.known)
+                    if new or used != (numbers := {number for number, _ in now}):
+                        following = self.order.following(step, rows, self.known)
+                        used = set() if new else numbers
+                    shards.soon = [number for number, _ in after]
+                    shards.expect(following)
+                    now = after
         except InputError as error:
             yield str(error)
-        finally:
-            shards.close()
 
-    def _chunk(
-        self, shards: ShardMemory, stream: int, step: int, known: set[int], new: dict[int, str]
-    ) -> Pairs:
-        """Read a chunk without the shards known to be damaged; add those it finds to `new`."""
+    def _read(self, shards: ShardMemory, pieces: list[Piece], step: int, rows: range) -> Part:
+        """Read the rows of a step around the shards known to be damaged; return others found."""
+        new: dict[int, str] = {}
+        several = len(self.order.orders) > 1  # which may be stored in different ways
         while True:
-            pieces = []
-            for number, positions in self.order.chunk(stream, step, known | new.keys()):
+            parts = []
+            for number, positions in pieces:
                 try:
-                    pieces.append(shards[number].take(positions))
+                    part = shards[number].take(positions)
+                    parts.append(part.as_floats() if several else part)
                 except DamagedShard as error:
                     # A shard known to be damaged comes again only if all of them are.
-                    if not self.skip or number in known or number in new:
+                    if not self.skip or number in self.known or number in new:
                         raise
                     new[number] = str(error)
-                    break  # the order without this shard may differ: begin the chunk again
+                    break  # the order without this shard may differ: begin again
+                shards.soon = shards.soon[1:]
             else:
-                return Pairs.cat(pieces)
+                return Pairs.cat(parts), new
+            pieces = self.order.part(step, rows, self.known | new.keys())
+            shards.soon = [number for number, _ in pieces]
 
 
-def _reader(order: Order) -> Callable[[int], Pairs]:
-    """Return a function that reads a training shard; the manifest is read with the first one."""
-    store = open_store(order.source)
-    manifest = cache(lambda: read_manifest(store))
+class _Sources:
+    """The data sets of a mixture, opened; a manifest is read when it is needed."""
 
-    def read(number: int) -> Pairs:
-        shard = read_shard(store, number, manifest())
-        if len(shard) != order.pairs_per_shard:
+    def __init__(self, order: Mixture) -> None:
+        self.order = order
+        self.stores = [open_store(part.source) for part in order.orders]
+        self.manifest = cache(lambda place: read_manifest(self.stores[place]))
+
+    def read(self, number: int) -> Pairs:
+        """Read a training shard, numbered through."""
+        place, number = self.order.find(number)
+        store, expected = self.stores[place], self.order.orders[place].pairs_per_shard
+        shard = read_shard(store, number, self.manifest(place))
+        if len(shard) != expected:
             raise DamagedShard(
-                f"expected {order.pairs_per_shard} pairs in {store.place(tar_name(number))}, got "
+                f"expected {expected} pairs in {store.place(tar_name(number))}, got "
                 f"{len(shard)}; all shards of a data set hold the same number"
             )
         return shard
 
-    return read
+    def size(self, number: int) -> int:
+        """Return the bytes of a decoded shard."""
+        return decoded_bytes(self.manifest(self.order.find(number)[0]))
 
+    def memory(self, rows: range, limit: int | None) -> ShardMemory:
+        """Return an empty memory for the shards of these rows of a global batch.
 
-def _ignore_signals(worker: int) -> None:
-    """Let a loader worker survive signals: training needs batches until its state is saved."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _kill_workers() -> None:
-    """Kill the loader workers that are left when Python ends, after a crash for instance.
-
-    Python itself would send them SIGTERM, which they ignore, and wait for them for ever.
-    """
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-def _ignore_deaths() -> None:
-    """Keep torch from raising, wherever this process is, as soon as a loader worker dies.
-
-    It is noticed where the next batch is needed.
-    """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
-def _named_deaths(chunks: Iterable[_Part | str], workers: int) -> Iterator[_Part | str]:
-    """Pass chunks on; say so in one line if a loader worker has died."""
-    try:
-        yield from chunks
-    except (RuntimeError, OSError, EOFError) as error:  # whichever DataLoader meets first
-        left = [process for process in multiprocessing.active_children() if process.daemon]
-        # Its connections close before it is dead.
-        if len(left) == workers and not wait([process.sentinel for process in left], timeout=1):
-            raise
-        raise InputError(
-            f"expected {workers} loader workers, got one that was killed, perhaps for lack of "
-            "memory; choose a smaller --dataloader_num_workers"
-        ) from error
+        Raises:
+            InputError: If a step needs more than the limit.
+        """
+        manifests = [self.manifest(place) for place in range(len(self.stores))]
+        _, limit = room(self.order, rows, manifests, limit)
+        return ShardMemory(self.read, self.size, limit)
 
 
 def batches(
-    order: Order,
+    order: Order | Mixture,
     *,
     rank: int = 0,
     processes: int = 1,
     start: int = 0,
     workers: int = 0,
     damaged: Callable[[int, str], object] | None = None,
+    limit: int | None = None,
 ) -> Iterator[Pairs]:
     """Return this process's part of global batches `start`, `start + 1`, ... without end.
+
+    Closing the iterator, or dropping it, ends its loader workers.
 
     Args:
         order: Which pairs make up which batch.
         rank: Number of this process.
-        processes: Number of processes; each gets consecutive streams.
+        processes: Number of processes; each gets consecutive rows.
         start: First global batch; nothing before it is opened or decoded.
         workers: Loader processes; 0 reads in this one.
-        damaged: Called once per damaged shard that this process finds, with its number and a
-            description; other shards are read in its place (see `Order.chunk`). None stops at the
-            first.
+        damaged: Called once per damaged shard that this process finds, with its number (numbered
+            through) and a description; other shards are read in its place (see `Order.part`). None
+            stops at the first.
+        limit: Bytes of decoded shards in this process and its workers together; None is
+            `CACHE_BYTES` for each of them, or what it needs.
 
     Raises:
-        InputError: If processes times loader workers do not divide the streams; from the iterator,
-            if a shard is damaged and may not be skipped or the data set cannot be reached.
+        InputError: If the processes do not divide the batch; from the iterator, if a shard is
+            damaged and may not be skipped, the data set cannot be reached, or the limit is too low.
     """
-    check_readers(order.streams, processes, workers)
-    if workers:
-        atexit.unregister(_kill_workers)  # once is enough
-        atexit.register(_kill_workers)  # runs before Python waits for its children
-    per_process = order.streams // processes
-    streams = range(rank * per_process, (rank + 1) * per_process)
+    mixture = order if isinstance(order, Mixture) else Mixture((order,), order.streams)
+    rows = rows_of(mixture.batch_size, rank, processes, workers)
+    each = None if limit is None else limit // len(rows)
     loader = DataLoader(
-        _Parts(order, streams, start, skip=damaged is not None),
+        _Parts(mixture, rows, start, damaged is not None, each),
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_signals,
         # Without one, DataLoader draws the seeds of its workers from torch's global generator.
         generator=torch.Generator(),
     )
-    ahead = _assemble_ahead(loader, workers, order.batch_size // order.streams)
-    return _report(ahead, damaged or (lambda number, description: None))
+    return _report(assemble_ahead(loader), damaged or (lambda number, description: None))
 
 
-def _assemble_ahead(loader: DataLoader, workers: int, size: int) -> Iterator[_Part]:
-    """Yield whole batches; with loader workers, a thread puts the next one together meanwhile.
-
-    Args:
-        loader: Gives parts of readers 0, 1, ..., then again.
-        workers: Loader processes.
-        size: Pairs that a stream gives to a batch.
-    """
-    items = iter(loader)  # starts the workers
-    _ignore_deaths()
-    batches = _assemble(_named_deaths(items, workers), max(workers, 1), size)
-    if not workers:
-        yield from batches
-        return
-    thread = ThreadPoolExecutor(1, thread_name_prefix="assemble")
-    try:
-        following = thread.submit(next, batches)
-        while True:
-            batch = following.result()
-            following = thread.submit(next, batches)
-            yield batch
-    finally:
-        thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _assemble(items: Iterable[_Part | str], readers: int, size: int) -> Iterator[_Part]:
-    """Put the parts of every batch together."""
-    parts: list[Pairs] = []
-    damage: dict[int, str] = {}
-    for item in items:  # DataLoader asks its workers in turn
-        if isinstance(item, str):
-            raise InputError(item)
-        parts.append(item[0])
-        damage |= item[1]
-        if len(parts) == readers:
-            yield Pairs.interleave(parts, size).as_floats(), damage
-            parts, damage = [], {}
-
-
-def _report(batches: Iterable[_Part], damaged: Callable[[int, str], object]) -> Iterator[Pairs]:
+def _report(batches: Iterable[Part], damaged: Callable[[int, str], object]) -> Iterator[Pairs]:
     """Yield the batches and report each damaged shard once."""
     reported: set[int] = set()  # several loader workers may find the same shard damaged
     for batch, damage in batches:

@@ -1,34 +1,79 @@
 """Decoded shards in memory: those in use, the next ones, and old ones as long as there is room.
 
-A thread reads the next shards ahead, so that nobody waits where all streams change their shard in
-the same step. What is read, and in which order it is used, does not depend on it.
+A thread reads the next shards ahead, so that nobody waits where streams change their shard. What is
+read, and in which order it is used, depends on neither the thread nor the room.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 
+import numpy as np
+
+from data.codec import DTYPES
+from data.manifest import Manifest
+from data.mixture import Mixture
 from data.pairs import Pairs
+from get.errors import InputError
 
-CACHE_BYTES = 2**30  # of decoded shards, per process that reads
+CACHE_BYTES = 2**30  # of decoded shards, per process that reads, unless a step needs more
 AT_ONCE = 2  # shards given to the thread; a process that ends waits for them
 
 
-class ShardMemory:
-    """Shards by number; the least recently used ones are dropped."""
+def decoded_bytes(manifest: Manifest) -> int:
+    """Return the memory of a decoded shard."""
+    each = 4 + np.dtype(DTYPES[manifest.image_format]).itemsize  # noise and image
+    labels = 0 if manifest.num_classes is None else 8
+    return manifest.pairs_per_shard * (each * prod(manifest.image_shape) + labels)
 
-    def __init__(self, read: Callable[[int], Pairs], at_least: int) -> None:
+
+def room(
+    order: Mixture, rows: range, manifests: Sequence[Manifest | None], limit: int | None
+) -> tuple[int, int]:
+    """Return how many shards a process has in use at the same time, and the bytes it may keep.
+
+    Args:
+        order: Which shards are read.
+        rows: Of the global batch: what the process reads.
+        manifests: Of the data sets.
+        limit: Bytes; None is `CACHE_BYTES`, or what a step needs and one shard more.
+
+    Raises:
+        InputError: If a step needs more than the limit.
+    """
+    counts = order.at_once(rows)
+    sizes = [decoded_bytes(m) if n and m else 0 for n, m in zip(counts, manifests, strict=True)]
+    need = sum(n * size for n, size in zip(counts, sizes, strict=True))
+    if limit is None:
+        limit = max(CACHE_BYTES, need + max(sizes))
+    if need > limit:
+        raise InputError(
+            f"expected shard_memory for the {sum(counts)} shards that a process reads for one "
+            f"step, {need / 2**30:.3f} GiB, got {limit / 2**30:.3f} for each that reads; raise it, "
+            "or choose fewer streams or loader workers"
+        )
+    return sum(counts), limit
+
+
+class ShardMemory:
+    """Shards by number; those that are not needed soon are dropped, the longest unused first."""
+
+    def __init__(
+        self, read: Callable[[int], Pairs], size: Callable[[int], int], limit: int
+    ) -> None:
         """Begin with nothing in memory.
 
         Args:
             read: Reads and decodes a shard; what it raises is raised where the shard is used.
-            at_least: Shards that are kept even if they are larger than `CACHE_BYTES`. With fewer
-                than are used at the same time, each of them would be read again for every batch.
+            size: Returns the bytes of a decoded shard.
+            limit: Bytes of all shards in memory and on their way to it. It holds what is in use at
+                the same time, or else shards would be read again for every batch.
         """
-        self.read, self.at_least = read, at_least
+        self.read, self.size, self.limit = read, size, limit
         self.kept: OrderedDict[int, Pairs] = OrderedDict()
         self.ahead: dict[int, Future[Pairs]] = {}
-        self.room = at_least  # in shards, as soon as the size of one is known
+        self.soon: Sequence[int] = ()  # what is used next, in this order
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
 
     def __getitem__(self, number: int) -> Pairs:
@@ -36,37 +81,43 @@ class ShardMemory:
         if number not in self.kept:
             future = self.ahead.pop(number, None)
             begun = future is not None and not future.cancel()
+            if not begun:
+                self._make_room(self.size(number))
             shard = future.result() if future is not None and begun else self.read(number)
             self.kept[number] = shard
-            size = sum(rows.nbytes for rows in vars(shard).values() if rows is not None)
-            self.room = max(self.at_least, CACHE_BYTES // size)
-            self._make_room(0)
         self.kept.move_to_end(number)
         return self.kept[number]
 
-    def expect(self, numbers: Iterable[int], in_use: int) -> None:
+    def expect(self, numbers: Iterable[int]) -> None:
         """Read ahead the shards that come next, in this order, as far as there is room.
 
         Args:
             numbers: The shards; others are no longer expected.
-            in_use: How many shards are in use.
         """
         expected = list(dict.fromkeys(numbers))
         for number in self.ahead.keys() - expected:
             self.ahead.pop(number).cancel()
+        taken = sum(map(self.size, {*self.soon, *self.ahead}))
         for number in expected:
-            busy = sum(not future.done() for future in self.ahead.values())
-            if busy >= AT_ONCE or len(self.ahead) + in_use >= self.room:
+            new = number not in self.ahead and number not in self.soon
+            if sum(not future.done() for future in self.ahead.values()) >= AT_ONCE:
+                break
+            if new and (taken := taken + self.size(number)) > self.limit:
                 break
             if number in self.kept:
                 self.kept.move_to_end(number)  # or it might be dropped before it is used
-            elif number not in self.ahead:
-                self._make_room(1)
+            elif new:
+                self._make_room(self.size(number))
                 self.ahead[number] = self.thread.submit(self.read, number)
 
-    def _make_room(self, count: int) -> None:
-        while self.kept and len(self.kept) + len(self.ahead) + count > self.room:
-            self.kept.popitem(last=False)
+    def _make_room(self, size: int) -> None:
+        """Drop shards: first the longest unused one that is not needed soon."""
+        free = self.limit - size - sum(map(self.size, [*self.kept, *self.ahead]))
+        while self.kept and free < 0:
+            soon = {number: place for place, number in reversed([*enumerate(self.soon)])}
+            number = max(self.kept, key=lambda number: soon.get(number, len(self.soon)))
+            free += self.size(number)
+            del self.kept[number]
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -11,12 +11,16 @@ if __name__ == "__main__":
     cli.check_arguments(plans)
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from data.folder import Folder
+from data.folder import Folder, without_secrets
+from data.mixture import Mixture
+from data.order import rows_of
+from data.shard_memory import room
 from data.store import open_store
 from get.errors import InputError
 from get.losses import NETWORKS
@@ -25,7 +29,8 @@ from pipeline.jobs.run import finished
 from pipeline.jobs.run_json import flat
 from pipeline.recipes import RECIPES
 from pipeline.recipes.settings_train import PlanConfig
-from pipeline.training.build import build_order, build_student, check_batch
+from pipeline.training.build import build_student, check_batch
+from pipeline.training.data_sets import DataSet, build_order, check_alike
 from pipeline.training.pairs_on_disk import PairsOnDisk, find_pairs
 from pipeline.training.step_cost import StepCost, step_cost, summary
 
@@ -43,23 +48,26 @@ def describe(config: PlanConfig) -> str:
     """
     processes = config.num_processes
     check_batch(config, processes)
-    pairs = find_pairs(config.pairs)
+    found = [find_pairs(source) for source in config.sources]
     lines = [f"***** {config.output_dir}: a plan, nothing is done *****", *settings(config)]
-    if pairs.manifest is None:
+    manifests = [pairs.manifest for pairs in found if pairs.manifest is not None]
+    if len(manifests) < len(found):
         lines.append("  pairs of unknown shape: parameters, memory and data cannot be estimated")
     else:
         with torch.device("meta"):
-            student = build_student(config, pairs.manifest)
-        total = max(pairs.count, pairs.planned or 0)
-        training = total - config.holdout_shards * pairs.manifest.pairs_per_shard
-        cost = step_cost(config, pairs.manifest, processes)
+            student = build_student(config, manifests[0])
+        totals = [max(pairs.count, pairs.planned or 0) for pairs in found]
+        held_out = sum(config.holdout_shards * m.pairs_per_shard for m in manifests)
+        places = " and ".join(without_secrets(str(pairs.source)) for pairs in found)
+        cost = step_cost(config, manifests[0], processes)
         lines += [
-            summary(config, student, training, str(config.pairs), processes),
+            summary(config, student, sum(totals) - held_out, places, processes),
             *demands(config, cost),
-            *data(config, pairs, max(total, 1)),
-            disk(config, cost),
         ]
-    return "\n".join([*lines, continuing(config), verdict(config, pairs)])
+        for pairs, total in zip(found, totals, strict=True):
+            lines += data(config, pairs, max(total, 1))
+        lines.append(disk(config, cost))
+    return "\n".join([*lines, continuing(config), *verdict(config, found)])
 
 
 def settings(config: PlanConfig) -> list[str]:
@@ -93,14 +101,14 @@ def data(config: PlanConfig, pairs: PairsOnDisk, total: int) -> list[str]:
     """Return what is read, how large it is, and how much of it exists."""
     assert pairs.manifest is not None
     size, how = pairs.bytes_per_pair()
-    folder = folder_of(config)
-    room = f"; free space there {size_of(free(folder))}" if folder else ""
+    folder = folder_of(pairs)
+    spare = f"; free space there {size_of(free(folder))}" if folder else ""
     return [
         f"  samples: {config.max_train_steps * config.global_batch_size:,}; a pair takes {how} "
         f"{size_of(size)} ({pairs.manifest.image_format}), {total:,} take {size_of(size * total)}",
         f"  finished pairs: {pairs.count:,} of {pairs.planned or pairs.count:,} in {pairs.shards} "
         f"shards, {config.holdout_shards} held out, still to come "
-        f"{size_of(size * (total - pairs.count))}{room}",
+        f"{size_of(size * (total - pairs.count))}{spare}",
     ]
 
 
@@ -125,41 +133,74 @@ def continuing(config: PlanConfig) -> str:
     return f"  output_dir: {'a new run' if newest is None else f'goes on from {newest.name}'}"
 
 
-def verdict(config: PlanConfig, pairs: PairsOnDisk) -> str:
-    """Return in one line whether the pairs on disk fit.
+def verdict(config: PlanConfig, found: Sequence[PairsOnDisk]) -> list[str]:
+    """Return in a line or two whether the pairs on disk fit, and the memory they take.
 
     Raises:
         InputError: If they do not, and will not once they are complete.
     """
-    if pairs.manifest is None:
-        return f"The pairs do not fit: {pairs.problem}; {make_command(config, pairs)}"
-    size, held_out = pairs.manifest.pairs_per_shard, config.holdout_shards
-    place, here = str(config.pairs), pairs.shards - held_out
+    for pairs in found:
+        if pairs.manifest is None:
+            return [f"The pairs do not fit: {pairs.problem}; {make_command(pairs)}"]
     try:
-        build_order(config, place, here, size, config.num_processes)
-        able = f"training could start on {here} shards"
+        order = order_of(config, found, planned=False)
+        able = f"training could start on {order.shards} shards"
     except InputError:
-        shards = max(pairs.count, pairs.planned or 0) // size - held_out
-        build_order(config, place, shards, size, config.num_processes)
+        order = order_of(config, found, planned=True)
         able = "too few to start with"
-    if pairs.problem is not None:
-        return f"The pairs do not fit: {pairs.problem}; {make_command(config, pairs)}"
-    if not pairs.complete:
-        return f"The pairs are not complete, {able}; {make_command(config, pairs)}"
-    return f"The pairs fit: {here} shards to train on, {held_out} held out."
+    memory = shards_in_memory(config, found, order)
+    for pairs in found:
+        if pairs.problem is not None:
+            return [f"The pairs do not fit: {pairs.problem}; {make_command(pairs)}"]
+        if not pairs.complete:
+            return [memory, f"The pairs are not complete, {able}; {make_command(pairs)}"]
+    held_out = config.holdout_shards * len(found)
+    return [memory, f"The pairs fit: {order.shards} shards to train on, {held_out} held out."]
 
 
-def make_command(config: PlanConfig, pairs: PairsOnDisk) -> str:
+def order_of(config: PlanConfig, found: Sequence[PairsOnDisk], *, planned: bool) -> Mixture:
+    """Return the order of the shards that are there, or will be."""
+    sets = []
+    for pairs in found:
+        assert pairs.manifest is not None
+        count = max(pairs.count, pairs.planned or 0) if planned else pairs.count
+        shards = count // pairs.manifest.pairs_per_shard - config.holdout_shards
+        sets.append(DataSet(source=pairs.source, manifest=pairs.manifest, shards=shards))
+    check_alike(sets)
+    return build_order(config, sets, config.num_processes)
+
+
+def shards_in_memory(config: PlanConfig, found: Sequence[PairsOnDisk], order: Mixture) -> str:
+    """Return how many decoded shards a process that reads keeps at least.
+
+    Raises:
+        InputError: If they are more than it may.
+    """
+    workers = config.dataloader_num_workers
+    rows = rows_of(order.batch_size, 0, config.num_processes, workers)
+    limit = None if config.shard_memory is None else int(config.shard_memory * 2**30)
+    manifests = [pairs.manifest for pairs in found]
+    count, limit = room(order, rows[0], manifests, None if limit is None else limit // len(rows))
+    parts = ", ".join(str(part.batch_size) for part in order.orders)
+    share = f" ({parts} of each data set)" if len(found) > 1 else ""
+    return (
+        f"  a batch mixes {sum(part.streams for part in order.orders)} shards{share}; each of "
+        f"{config.num_processes * len(rows)} processes that read has {count} of them in memory, "
+        f"at most {size_of(limit)} with those read ahead"
+    )
+
+
+def make_command(pairs: PairsOnDisk) -> str:
     """Return the command that makes the pairs."""
-    place = f" --output_dir {config.pairs}" if folder_of(config) else ""
-    if pairs.recipe and str(config.pairs) == str(RECIPES[pairs.recipe].pairs.output_dir):
+    place = f" --output_dir {pairs.source}" if folder_of(pairs) else ""
+    if pairs.recipe and str(pairs.source) == str(RECIPES[pairs.recipe].pairs.output_dir):
         place = ""
     return f"to make them: python -m pipeline.make_pairs {pairs.recipe or 'RECIPE'}{place}"
 
 
-def folder_of(config: PlanConfig) -> Path | None:
+def folder_of(pairs: PairsOnDisk) -> Path | None:
     """Return the local folder of the pairs, or None if they are elsewhere."""
-    store = open_store(config.pairs)
+    store = open_store(pairs.source)
     return store.path if isinstance(store, Folder) else None
 
 

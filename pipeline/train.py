@@ -11,16 +11,14 @@ from pipeline.recipes.recipe import students
 if __name__ == "__main__":
     cli.check_arguments(students)
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
 
 from data.files import new_file
-from data.manifest import count_shards, read_manifest
-from data.order import Order
+from data.mixture import Mixture
 from data.reader import batches
-from data.store import open_store
 from get.models import Student
 from get.pipeline_get import GETPipeline
 from pipeline.jobs.checkpoints import latest
@@ -33,10 +31,10 @@ from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.build import (
     build_frechet,
     build_objective,
-    build_order,
     build_student,
     check_batch,
 )
+from pipeline.training.data_sets import build_order, open_data_sets, record
 from pipeline.training.skipped import Skipped
 from pipeline.training.step import TrainingStep
 from pipeline.training.step_cost import summary
@@ -60,11 +58,9 @@ def main(config: TrainConfig) -> None:
         keep_freed_memory()
 
     # ---- what is read: the pairs, in an order that depends on seed and step alone
-    store = open_store(config.pairs, config.pairs_cache)
-    manifest = read_manifest(store)
-    shards = count_shards(store) - config.holdout_shards
-    processes = accelerator.num_processes
-    order = build_order(config, store, shards, manifest.pairs_per_shard, processes)
+    sets = open_data_sets(config)
+    manifest = sets[0].manifest
+    order = build_order(config, sets, accelerator.num_processes)
     config = replace(config, streams=order.streams)  # run.json records it
 
     # ---- what is trained
@@ -86,8 +82,7 @@ def main(config: TrainConfig) -> None:
     pipeline = GETPipeline(average, find_vae(config, manifest))
     pipeline.set_progress_bar_config(disable=True)
 
-    data = {**asdict(manifest), "shards": order.shards}
-    with Run(config, accelerator, data, batch=order.indices) as run:
+    with Run(config, accelerator, record(sets, order), batch=order.indices) as run:
         start_trackers(accelerator, config)
         start = run.restore(state)
         if not finished(run.path):
@@ -99,6 +94,7 @@ def main(config: TrainConfig) -> None:
             start=start,
             workers=config.dataloader_num_workers,
             damaged=skipped,
+            limit=None if config.shard_memory is None else int(config.shard_memory * 2**30),
         )
         for number in run.steps(start, state, pipeline.save_pretrained):
             batch = next(loader).to(accelerator.device)
@@ -109,7 +105,7 @@ def main(config: TrainConfig) -> None:
                     validate(run, validation, average, number)
                 accelerator.wait_for_everyone()
                 if skipped is not None:
-                    run.log(number, damaged_shards=skipped.count(config, order, accelerator))
+                    run.log(number, damaged_shards=skipped.count(order, accelerator))
     if accelerator.is_main_process:
         print(f"student {config.output_dir}")
 
@@ -126,10 +122,13 @@ def validate(run: Run, validation: Validation, model: Student, number: int) -> N
         track_picture(run.accelerator, picture, number + 1)
 
 
-def header(config: TrainConfig, student: Student, order: Order, processes: int) -> str:
+def header(config: TrainConfig, student: Student, order: Mixture, processes: int) -> str:
     """Return what is about to happen, in a few lines."""
-    pairs = order.shards * order.pairs_per_shard
-    lines = summary(config, student, pairs, str(order.source), processes)
+    places = [
+        f"{part.source}" + (f" ({part.batch_size} of a batch)" if len(order.orders) > 1 else "")
+        for part in order.orders
+    ]
+    lines = summary(config, student, order.pairs, " and ".join(places), processes)
     return f"***** Training {config.output_dir} *****\n{lines}"
 
 

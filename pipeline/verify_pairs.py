@@ -6,8 +6,13 @@ are the pairs from the solution of their ODE? (fid.py measures their FID.) Like 
 number of jobs share the work. The exit code is 0 if everything is right and 1 if something is not.
 """
 
+import multiprocessing
 import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, pairwise
 from statistics import fmean
 
@@ -23,7 +28,7 @@ from data.teachers.teacher import Teacher
 from data.verify import compare_with_teacher, distance_to_finer, find_damage
 from get.errors import InputError
 from pipeline import cli
-from pipeline.jobs.processes import local_device
+from pipeline.jobs.processes import local_device, one_of_several
 from pipeline.jobs.share import share
 from pipeline.recipes.settings_make import positive
 
@@ -44,6 +49,7 @@ class VerifyConfig:
             other hardware and versions round differently.
         task_index: Which share of the shards this job checks; None asks Slurm or torchrun.
         num_tasks: Shares in all; None asks Slurm or torchrun.
+        jobs: Processes of this machine that check at the same time.
     """
 
     pairs: tyro.conf.Positional[str]
@@ -54,10 +60,11 @@ class VerifyConfig:
     tolerance: float = 0.001
     task_index: int | None = None
     num_tasks: int | None = None
+    jobs: int = 1
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
-        positive(batches=self.batches)
+        positive(batches=self.batches, jobs=self.jobs)
 
 
 def main(config: VerifyConfig) -> None:
@@ -75,8 +82,8 @@ def main(config: VerifyConfig) -> None:
             problems[names_of(before + 1, shard - 1)] = "no record"
     mine = finished[task::tasks]
     with cli.progress_bar(len(mine), "verify", "shard") as bar:
-        for shard in mine:
-            if (problem := find_damage(store, shard, manifest)) is not None:
+        for shard, problem in zip(mine, damage(store, mine, manifest, config.jobs), strict=True):
+            if problem is not None:
                 problems[record_name(shard)] = problem
             bar.update()
     whole = sum(record_name(shard) not in problems for shard in mine)
@@ -100,6 +107,28 @@ def main(config: VerifyConfig) -> None:
             compare(config, store, manifest, teacher, chosen)
         if config.quality:
             judge(config, store, manifest, chosen)
+
+
+def damage(
+    store: Store, shards: Sequence[int], manifest: Manifest, jobs: int
+) -> Iterator[str | None]:
+    """Yield what is wrong with each shard, in their order; see `find_damage`."""
+    find = partial(find_damage, store, manifest=manifest)
+    if (jobs := min(jobs, len(shards))) <= 1:
+        yield from map(find, shards)
+        return
+    # Not forked: threads of torch do not survive that.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, one_of_several) as pool:
+        try:
+            yield from pool.map(find, shards)
+        except BrokenProcessPool:
+            raise cli.Failed(
+                f"expected {jobs} processes to check shards, got one that was killed, perhaps for "
+                "lack of memory; choose fewer --jobs"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that wait, after an error
 
 
 def names_of(first: int, last: int) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from data.manifest import ImageFormat, Manifest, open_data_set
+from data.mixture import Mixture
 from data.order import Order
 from data.pair_settings import PairSettings
 from data.pairs import Pairs
@@ -75,14 +76,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------- reading
 
 
-ORDER = {"shards": SHARDS, "pairs_per_shard": PAIRS, "seed": 0, "streams": 8, "batch_size": 16}
+ORDER: dict[str, Any] = {
+    "shards": SHARDS,
+    "pairs_per_shard": PAIRS,
+    "seed": 0,
+    "streams": 8,
+    "batch_size": 16,
+}
 
 
-def order(source: Source, **changes: int) -> Order:
+def order(source: Source, **changes: Any) -> Order:
     return Order(source=source, **ORDER | changes)
 
 
-def read(order: Order, steps: int, *, processes: int = 1, **options: Any) -> list[Pairs]:
+def read(order: Order | Mixture, steps: int, *, processes: int = 1, **options: Any) -> list[Pairs]:
     """Return global batches: those of all processes, concatenated."""
     loaders = (
         batches(order, rank=rank, processes=processes, **options) for rank in range(processes)

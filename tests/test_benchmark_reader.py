@@ -19,11 +19,18 @@ from pipeline.benchmarks.reader import (
     write,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's
+from .shards import IN_PROCESSES
+
+pytestmark = [
+    *IN_PROCESSES,
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # webdataset's
+]
 
 
 def test_every_way_reads_all_pairs_and_the_ratios_are_written(tmp_path: Path) -> None:
-    config = ReaderConfig(output_dir=tmp_path, num_pairs=128, batch_size=16, repeats=1)
+    config = ReaderConfig(
+        output_dir=tmp_path, num_pairs=128, batch_size=16, repeats=1, step_seconds=0.01
+    )
     order = write(tmp_path / "pairs", "png", config)
     assert read_ours(order, 8) == read_webdataset(order, 16) == 128
     reader.main(config)
@@ -32,6 +39,8 @@ def test_every_way_reads_all_pairs_and_the_ratios_are_written(tmp_path: Path) ->
     rates = result["pairs_per_second"]
     for name, ratio in result["over_webdataset"].items():
         assert ratio == pytest.approx(rates[name] / rates["webdataset"])
+    assert result["pairs_per_second_with_workers"].keys() == ENCODINGS.keys()
+    assert all(0 < found["share"] < 1 for found in result["waiting"].values())
     assert {"versions", "commit", "hardware"} <= result.keys()
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from data.codec import decode, encode
@@ -174,3 +175,38 @@ def test_images_other_than_an_eight_bit_png_of_the_right_size_are_refused(image:
     assert len(decode([sample | {"image.png": png("RGB", (4, 4))}], 0, manifest)) == 1
     with pytest.raises(ValueError, match="PNG"):
         decode([sample | {"image.png": image}], 0, manifest)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_as_we_write_it_and_others_of_the_same_pixels_are_read_alike(channels: int) -> None:
+    manifest = manifest_of(Softsign(channels=channels, num_classes=None), "png", pairs_per_shard=1)
+    noise = torch.zeros(1, channels, 4, 4)
+    for seed in range(20):
+        images = torch.rand(noise.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        sample: dict[str, Any] = next(encode(0, Pairs(noise, images, None), "png"))
+        pixels = decode([sample], 0, manifest).images
+        assert (pixels.float() / 127.5 - 1 - images).abs().max() <= 0.5 / 127.5 + 1e-6
+        chunk = PngInfo()
+        chunk.add_text("by", "another program")
+        with Image.open(io.BytesIO(sample["image.png"])) as picture:
+            picture.save(other := io.BytesIO(), "png", pnginfo=chunk, compress_level=0)
+        read = decode([sample | {"image.png": other.getvalue()}], 0, manifest)
+        assert torch.equal(read.images, pixels)
+
+
+def test_a_png_with_a_byte_changed_anywhere_is_refused_or_has_the_same_pixels() -> None:
+    manifest = manifest_of(Softsign(channels=3, num_classes=None), "png", pairs_per_shard=1)
+    images = torch.linspace(-1, 1, 48).view(1, 3, 4, 4)
+    noise = torch.zeros_like(images)
+    sample: dict[str, Any] = next(encode(0, Pairs(noise, images, None), "png"))
+    pixels, whole = decode([sample], 0, manifest).images, sample["image.png"]
+    refused = 0
+    for at, byte in enumerate(whole):
+        changed = whole[:at] + bytes([byte ^ 1]) + whole[at + 1 :]
+        try:
+            read = decode([sample | {"image.png": changed}], 0, manifest)
+        except ValueError:
+            refused += 1
+        else:
+            assert torch.equal(read.images, pixels)
+    assert refused > len(whole) // 2

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.order import check_readers, choose_streams
+from data.order import choose_streams, rows_of
 from get.errors import InputError
 
 from .shards import PAIRS, order
@@ -131,13 +131,12 @@ def test_damaged_shards_are_replaced_by_readable_ones_whatever_the_numbers(numbe
             assert other == shard if shard not in damaged or not readable else other in readable
 
 
-ONE_STREAM, FOUR_OF_TEN = {"streams": 1, "batch_size": 4}, {"streams": 4, "batch_size": 10}
+ONE_STREAM = {"streams": 1, "batch_size": 4}
 REFUSED: dict[str, Callable[[], object]] = {
-    "4 streams divide, got 10, which 1, 2, 5, 10 streams divide": lambda: order("x", **FOUR_OF_TEN),
     "training shards in x, got 0": lambda: order("x", shards=0, **ONE_STREAM),
     "training shards in x, got -2": lambda: order("x", shards=-2, **ONE_STREAM),
-    "to divide the global batch size 12, got 5; .* 1, 2, 3,": lambda: choose_streams(8, 12, 5),
-    "to divide 8 streams, got 3 x 1; .* one of 1, 2, 4, 8": lambda: check_readers(8, 3, 0),
+    "that 3 processes divide, of 1 pairs or more each, .* got 8": lambda: rows_of(8, 0, 3),
+    "that 4 processes divide, of 3 pairs or more each, .* got 8": lambda: rows_of(8, 0, 4, 3),
 }
 
 
@@ -160,6 +159,7 @@ def test_numbers_that_do_not_fit_are_refused_with_those_that_do(shown, make):
         (97, 60, 4, 4),
         (5, 64, 8, 8),  # more processes than shards
         (97, 512, 32, 32),
+        (97, 128, 24, 8),  # readers that do not divide the batch share streams
         (3, 7, 1, 1),
         (0, 16, 2, 2),  # refused by Order
     ],

@@ -37,16 +37,6 @@ def test_parts_put_together_are_the_whole(labels: torch.Tensor | None) -> None:
 
 
 @LABELS
-def test_parts_are_interleaved_in_pieces_of_a_size(labels: torch.Tensor | None) -> None:
-    whole = pairs_of(labels)
-    order = [0, 1, 4, 3, 2, 2, 1, 0]
-    parts = [whole.take(torch.tensor(order[i : i + 4])) for i in (0, 4)]
-    expected = whole.take(torch.tensor([0, 1, 2, 2, 4, 3, 1, 0]))
-    assert rows(Pairs.interleave(parts, 2)) == rows(expected)
-    assert Pairs.interleave([whole], 1) is whole
-
-
-@LABELS
 def test_stored_images_become_floats_and_floats_stay(labels: torch.Tensor | None) -> None:
     pairs = pairs_of(labels)
     floats = pairs.as_floats()

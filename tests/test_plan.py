@@ -112,7 +112,7 @@ def test_the_largest_models_are_described_without_their_pairs(tmp_path: Path):
         "  pairs: 1,000,000 of 3x32x32 in runs/pairs/cifar10-uncond",
         "128 = 8 processes x 1 micro-steps; 800000 steps, 102.4 epochs",
         "weights 237.30 MiB",
-        "a pair takes exactly 26.00 KiB (npy32)",
+        "a pair takes exactly 24.01 KiB (npy32)",
         "finished pairs: 0 of 1,005,000",
         "  output_dir: a new run",
     ):
@@ -176,9 +176,9 @@ def test_pairs_that_are_not_complete_are_reported_and_no_error(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"global_batch_size": 18}, "global batch size that 4 streams divide"),
         ({"gradient_accumulation_steps": 3}, "expected global_batch_size 16 ="),
-        ({"dataloader_num_workers": 3}, "processes x dataloader_num_workers to divide 4 streams"),
+        ({"dataloader_num_workers": 17}, "1 processes divide, of 17 pairs or more each"),
+        ({"shard_memory": 1e-6}, "expected shard_memory for the 4 shards that a process reads"),
         ({"holdout_shards": 9}, "expected training shards in .*, got -4"),
     ],
 )

@@ -116,9 +116,20 @@ def test_reading_draws_nothing_from_the_global_generator(folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(3, 0), (1, 3), (4, 4), (16, 0)])
-def test_loader_processes_that_do_not_divide_the_streams_are_refused(folder, processes, workers):
-    with pytest.raises(InputError, match=f"to divide 8 streams, got {processes} x"):
+@pytest.mark.parametrize(("processes", "workers"), [(16, 0), (16, 3), (4, 3), (3, 0), (3, 5)])
+def test_more_readers_than_streams_and_numbers_that_do_not_divide_them_change_no_batch(
+    folder: Path, processes: int, workers: int
+) -> None:
+    chosen = order(folder, batch_size=48)
+    expected = read(chosen, 3)
+    assert same(read(chosen, 2, processes=processes, workers=workers, start=1), expected[1:])
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(3, 0), (5, 1), (1, 17), (8, 3)])
+def test_processes_that_do_not_divide_the_batch_and_workers_without_work_are_refused(
+    folder: Path, processes: int, workers: int
+) -> None:
+    with pytest.raises(InputError, match="expected a global batch size that"):
         batches(order(folder), processes=processes, workers=workers)  # before the first batch
 
 
@@ -154,13 +165,13 @@ def test_shards_are_kept_in_memory_up_to_the_limit(tmp_path, monkeypatch, limit)
             list(islice(loader, 4))
 
 
-def test_decoded_shards_in_memory_do_not_grow_with_the_data_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.shard_memory, "CACHE_BYTES", 1)
+def test_decoded_shards_in_memory_do_not_grow_with_the_data_set(tmp_path):
     pairs = write_pairs(tmp_path)
-    shards = ShardMemory(partial(read_shard, pairs), at_least=3)
+    shards = ShardMemory(partial(read_shard, pairs), lambda number: 100, limit=350)
     for number in range(SHARDS):
+        shards.soon = [number, (number + 1) % SHARDS]
         assert len(shards[number]) == PAIRS
-        shards.expect([(number + n) % SHARDS for n in (1, 2, 3)], in_use=2)
+        shards.expect((number + n) % SHARDS for n in (1, 2, 3))
         assert len(shards.kept) + len(shards.ahead) <= 3
     shards.close()
 
@@ -186,10 +197,10 @@ def test_only_the_first_shards_are_waited_for(tmp_path, monkeypatch, streams):
 
 def test_a_shard_that_was_expected_and_is_damaged_is_noticed_where_it_is_used(tmp_path) -> None:
     pairs = write_pairs(tmp_path, 2)
-    shards = ShardMemory(partial(read_shard, pairs), at_least=3)
+    shards = ShardMemory(partial(read_shard, pairs), lambda number: 100, limit=300)
     assert len(shards[0]) == PAIRS
     tar_path(pairs, 1).unlink()
-    shards.expect([1], in_use=1)
+    shards.expect([1])
     with pytest.raises(DamagedShard):
         shards[1]
     shards.close()

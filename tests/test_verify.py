@@ -80,6 +80,18 @@ def test_a_data_set_behind_an_address_is_verified_and_tasks_share_the_shards(tmp
     assert "0 of 1 shards are whole" in part.out
 
 
+@pytest.mark.slow  # each of them imports torch
+def test_several_processes_find_the_same_damage_in_the_same_order(tmp_path, script):
+    data_set(tmp_path)
+    for shard in (0, 2):
+        tar_path(tmp_path, shard).write_bytes(b"")
+    alone, together = (script("pipeline.verify_pairs", tmp_path, "--jobs", n) for n in (1, 2))
+    assert alone.code == together.code == 1
+    assert alone.out == together.out
+    assert together.out.startswith("1 of 3 shards are whole: 16 pairs\npairs-000000.tar: 0 bytes")
+    assert "pairs-000002.json there" in together.err
+
+
 def test_a_file_that_cannot_be_read_is_not_called_damage(tmp_path, here):
     manifest = data_set(tmp_path)
     tar_path(tmp_path, 1).unlink()

@@ -3,11 +3,17 @@
 One process, one thread, pairs per second from shards on disk to batches of floats; all ways take
 turns, and the fastest pass of each counts. webdataset gets what its users write: decode, to_tuple,
 batched, without scaling to [-1, 1] and without any check. Ours compares each shard's sha256.
+
+With loader workers the first epoch is not counted, and every shard is decoded again in each.
+Waiting is what a training of a given time a step waits for PNG pairs while all its streams change
+their shards, not counting the first batch.
 """
 
 import tempfile
+import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,10 +23,11 @@ import torch.nn.functional as F
 import webdataset
 from torch import Tensor
 
-from data.manifest import ImageFormat, Manifest, open_data_set, tar_path
+from data.manifest import ImageFormat, Manifest, open_data_set, read_manifest, tar_path
 from data.order import Order
 from data.pairs import Pairs
 from data.reader import batches
+from data.shard_memory import decoded_bytes
 from data.writer import write_given
 from get.cost import in_turns
 from get.errors import InputError
@@ -36,6 +43,7 @@ ENCODINGS: dict[str, tuple[ImageFormat, bool]] = {  # name: image format, packed
     "npy, packed": ("npy", True),
 }
 FAR = 1_000_000  # a step to resume at
+WORKERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +54,13 @@ class ReaderConfig(BenchmarkConfig):
         num_pairs: Pairs written (into a temporary folder) and read; 8 shards share them.
         batch_size: Pairs per batch, and per member of the packed encodings.
         repeats: Passes of each way, of which the fastest counts.
+        step_seconds: What a training step takes where waiting is measured.
     """
 
-    num_pairs: int = 4096
+    num_pairs: int = 8192
     batch_size: int = 256
     repeats: int = 5
+    step_seconds: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuse numbers that do not divide."""
@@ -78,6 +88,12 @@ def main(config: ReaderConfig) -> None:
         }
         timed = in_turns({**ways, **resumes}, config.repeats)
         seconds = {name: min(took.wall) for name, took in timed.items()}
+        steady = {name: steady_rate(order, config.repeats) for name, order in orders.items()}
+        more = write(Path(folder) / "more", "png", config, 2 * SHARDS)
+        waited = {
+            f"{workers} workers": waiting(more, workers, config.step_seconds)
+            for workers in (0, WORKERS)
+        }
         stored = {
             name: tar_path(Path(folder) / name, 0).stat().st_size * SHARDS / config.num_pairs
             for name in ENCODINGS
@@ -90,17 +106,25 @@ def main(config: ReaderConfig) -> None:
         "pack": config.batch_size,
         "pairs_per_second": rates,
         "over_webdataset": {name: rates[name] / rates["webdataset"] for name in ENCODINGS},
+        "workers": WORKERS,
+        "pairs_per_second_with_workers": steady,
+        "step_seconds": config.step_seconds,
+        "waiting": waited,
         "bytes_per_pair": stored,
         "seconds_to_first_batch": {name: seconds[name] for name in resumes},
     }
     save(config, "reader", figures)
     for name, rate in rates.items():
         print(f"{name:12} {rate:8.0f} pairs/s, {rate / rates['webdataset']:5.2f} x webdataset")
+    for name, rate in steady.items():
+        print(f"{name:12} {rate:8.0f} pairs/s with {WORKERS} loader workers")
+    for name, found in waited.items():
+        print(f"png, {name}: waits {found['share']:.1%}, {found['longest_seconds']:.3f} s at most")
     for name in resumes:
         print(f"{name}: {seconds[name]:.3f} s")
 
 
-def write(folder: Path, name: str, config: ReaderConfig) -> Order:
+def write(folder: Path, name: str, config: ReaderConfig, shards: int = SHARDS) -> Order:
     """Write all pairs in one encoding and return an order to read them in."""
     form, packed = ENCODINGS[name]
     manifest = Manifest(
@@ -116,13 +140,13 @@ def write(folder: Path, name: str, config: ReaderConfig) -> Order:
         pack=config.batch_size if packed else 1,
     )
     open_data_set(folder, manifest)
-    for shard in range(SHARDS):
+    for shard in range(shards):
         first = shard * manifest.pairs_per_shard
         noise, labels = draw(0, range(first, first + manifest.pairs_per_shard), SHAPE, CLASSES)
         write_given(folder, shard, manifest, Pairs(noise, blurred(noise), labels))
     return Order(
         source=folder,
-        shards=SHARDS,
+        shards=shards,
         pairs_per_shard=manifest.pairs_per_shard,
         seed=0,
         streams=SHARDS,
@@ -138,6 +162,33 @@ def blurred(noise: Tensor) -> Tensor:
 def read_ours(order: Order, steps: int, start: int = 0) -> int:
     """Read this many batches with a reader that has nothing in memory; return the pairs read."""
     return sum(len(batch) for batch in islice(batches(order, start=start), steps))
+
+
+def steady_rate(order: Order, epochs: int) -> float:
+    """Return the pairs a second that loader workers decode: no shard stays in memory."""
+    few = replace(order, streams=WORKERS)
+    size = decoded_bytes(read_manifest(order.source))
+    loader = batches(few, workers=WORKERS, limit=2 * WORKERS * size)
+    steps = order.shards * order.pairs_per_shard // order.batch_size
+    rates = []
+    for _ in range(epochs + 1):
+        began = time.perf_counter()
+        deque(islice(loader, steps), maxlen=0)
+        rates.append(steps * order.batch_size / (time.perf_counter() - began))
+    return max(rates[1:])
+
+
+def waiting(order: Order, workers: int, step_seconds: float) -> dict[str, float]:
+    """Return what a training waits while all streams change their shards; see the top."""
+    loader, waits = batches(order, workers=workers), []
+    next(loader)
+    for _ in range(order.pairs_per_shard * order.streams // order.batch_size + 8):
+        time.sleep(step_seconds)
+        began = time.perf_counter()
+        next(loader)
+        waits.append(time.perf_counter() - began)
+    share = sum(waits) / (sum(waits) + step_seconds * len(waits))
+    return {"share": share, "longest_seconds": max(waits)}
 
 
 def read_webdataset(order: Order, batch_size: int) -> int:

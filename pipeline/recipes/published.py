@@ -36,6 +36,7 @@ def _cifar10(kind: str) -> PairsConfig:
         pairs_per_shard=5000,
         teacher_batch_size=250,
         image_format="npy32",
+        pack=250,
     )
 
 
@@ -49,7 +50,6 @@ _PAIRS = {
         output_dir=RUNS / "pairs" / "imagenet64",
         num_pairs=3_005_000,
         image_format="npy",
-        pack=250,
     ),
     # that revision has safetensors; its scheduler is DDIM; 1.5 is the guidance of DiT's best FID
     "imagenet256-latent": replace(
@@ -60,7 +60,6 @@ _PAIRS = {
         guidance_scale=1.5,
         mixed_precision="bf16",
         image_format="npy",
-        pack=250,
     ),
 }
 

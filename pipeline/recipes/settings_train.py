@@ -78,19 +78,26 @@ class TrainConfig(TrainingConfig):
 
     Attributes:
         pairs: Where the pairs lie: a folder, an http(s) or fsspec address, or `pipe:COMMAND {}`
-            (see data/store.py).
+            (see data/store.py). Several are mixed in every batch; the first one's manifest is in
+            the model card.
+        pairs_weights: Weights of several data sets: how much of every batch each of them gives,
+            to whole pairs. None given, each gives the same.
         pairs_cache: Folder that keeps shards read from elsewhere; it needs the room of them all.
         skip_damaged_shards: Read other shards in place of damaged or missing ones, and count them;
             without, the first stops the training.
+        shuffle: "fine" mixes many more shards in a batch than "shards", for data sets in a bad
+            order: up to 64 streams, which change their shards one after the other.
+        shard_memory: GiB of decoded shards in a process and its loader workers together. None is
+            1 for each process that reads, or what a step needs. The order does not depend on it.
         vae: Folder or hub id whose `vae/` decodes the pairs if they are latents. None takes what
             the pairs name if it is a local folder or the teacher of a recipe.
         model: The student's shape.
         init_from: A run of train.py, one of its checkpoints, or what convert.py makes of one of
             locuslab/get: its weights, their average and, for the same optimiser, its moments are
             the start.
-        holdout_shards: The last shards, kept from training for a validation loss.
-        streams: Streams of the data order (data/order.py), a multiple of processes times loader
-            workers. None takes what run.json has, or for a new run a number that fits: up to 8.
+        holdout_shards: The last shards of every data set, kept from training for a validation loss.
+        streams: Streams of the data order (data/order.py): shards that a batch is mixed of. None
+            takes what run.json has, or for a new run a number that fits.
         train_batch_size: Samples a process and micro-step; None derives it from the global batch.
         gradient_accumulation_steps: Micro-steps an optimiser step.
         gradient_checkpointing: Recompute each iteration in the backward pass: less memory.
@@ -130,9 +137,12 @@ class TrainConfig(TrainingConfig):
             accelerate knows; their packages are installed separately.
     """
 
-    pairs: str | Path
+    pairs: str | Path | tuple[str, ...]
+    pairs_weights: tuple[float, ...] = ()
     pairs_cache: Path | None = None
     skip_damaged_shards: bool = False
+    shuffle: Literal["shards", "fine"] = "shards"
+    shard_memory: float | None = None
     vae: str | None = None
     model: Architecture = field(default_factory=GETModel)
     init_from: Path | None = None
@@ -166,6 +176,11 @@ class TrainConfig(TrainingConfig):
     report_to: tuple[str, ...] = ()
 
     @property
+    def sources(self) -> tuple[str | Path, ...]:
+        """The data sets."""
+        return self.pairs if isinstance(self.pairs, tuple) else (self.pairs,)
+
+    @property
     def frechet_collecting_steps(self) -> int:
         """Steps before those that use the Frechet distance: they collect moments."""
         return -(-self.frechet_images // self.global_batch_size)
@@ -175,12 +190,18 @@ class TrainConfig(TrainingConfig):
         super().__post_init__()
         positive(
             streams=1 if self.streams is None else self.streams,
+            shard_memory=1 if self.shard_memory is None else self.shard_memory,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             validation_steps=self.validation_steps,
             solver_max_steps=self.solver_max_steps,
             solver_tol=self.solver_tol,
             muon_learning_rate=self.muon_learning_rate,
         )
+        if len(self.pairs_weights or self.sources) != len(self.sources) or not self.sources:
+            raise InputError(
+                f"expected pairs and pairs_weights, a weight for each data set, got "
+                f"{len(self.sources)} data sets and {len(self.pairs_weights)} weights"
+            )
         low, high = self.window_rollout
         if not (0 <= self.window_share <= 1 and 1 <= low <= high):
             raise InputError(

@@ -5,19 +5,17 @@ import math
 import torch
 from torch import Tensor
 
-from data.manifest import DamagedShard, Manifest
-from data.order import Order, check_readers, choose_streams
+from data.manifest import DamagedShard, Manifest, read_manifest
+from data.mixture import Mixture
 from data.reader import read_shard
 from data.real import real_images
 from data.real.features import load_network
-from data.store import Source
 from get.equilibrium import Anderson, Implicit, Phantom
 from get.errors import InputError
 from get.frechet import FrechetLoss
 from get.losses import IterateLoss
 from get.metrics import features_of
 from get.models import Equilibrium, Student
-from pipeline.jobs.run_json import recorded
 from pipeline.recipes.settings_train import TrainConfig
 
 FRECHET_REFERENCE = 50_000  # images of the teacher that the Frechet distance compares with
@@ -42,7 +40,7 @@ def build_student(config: TrainConfig, manifest: Manifest) -> Student:
 
 
 def build_frechet(
-    config: TrainConfig, manifest: Manifest, order: Order, device: torch.device
+    config: TrainConfig, manifest: Manifest, order: Mixture, device: torch.device
 ) -> FrechetLoss | None:
     """Return the Frechet distance from the images that the settings name, if it is used.
 
@@ -61,16 +59,19 @@ def build_frechet(
     if config.frechet_reference == "real" and config.real_images is not None:
         reference = features(real_images(config.real_images, "training").images)
         return FrechetLoss(network.features, reference.to(device))
-    shards = min(order.shards, math.ceil(FRECHET_REFERENCE / order.pairs_per_shard))
     vectors = []
-    for shard in range(shards):
-        try:
-            images = read_shard(order.source, shard, manifest).as_floats().images
-        except DamagedShard:
-            if config.skip_damaged_shards:
-                continue
-            raise
-        vectors.append(features(images))
+    for part in order.orders:
+        count = FRECHET_REFERENCE * part.batch_size / order.batch_size
+        shards = min(part.shards, math.ceil(count / part.pairs_per_shard))
+        own = read_manifest(part.source)
+        for shard in range(shards):
+            try:
+                images = read_shard(part.source, shard, own).as_floats().images
+            except DamagedShard:
+                if config.skip_damaged_shards:
+                    continue
+                raise
+            vectors.append(features(images))
     return FrechetLoss(network.features, torch.cat(vectors).to(device))
 
 
@@ -109,28 +110,3 @@ def check_batch(config: TrainConfig, processes: int) -> None:
             f"{processes} processes x {config.gradient_accumulation_steps} micro-steps, got "
             f"train_batch_size {config.train_batch_size}; change one of them"
         )
-
-
-def build_order(
-    config: TrainConfig, source: Source, shards: int, pairs_per_shard: int, processes: int
-) -> Order:
-    """Return the order in which this many training shards are read.
-
-    A run that is continued keeps its number of streams, and with it its order.
-
-    Raises:
-        InputError: If there are no shards, or numbers do not divide.
-    """
-    batch, workers = config.global_batch_size, config.dataloader_num_workers
-    streams = config.streams or recorded(config, "streams")
-    if streams is None:
-        streams = choose_streams(shards, batch, processes * max(workers, 1))
-    check_readers(streams, processes, workers)
-    return Order(
-        source=source,
-        shards=shards,
-        pairs_per_shard=pairs_per_shard,
-        seed=config.seed,
-        streams=streams,
-        batch_size=batch,
-    )

@@ -6,8 +6,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from data.order import Order
-from pipeline.recipes.settings_train import TrainConfig
+from data.mixture import Mixture
 
 
 class Skipped:
@@ -23,8 +22,9 @@ class Skipped:
             self.shards.add(shard)
             tqdm.write(f"skipped: {description}", file=sys.stderr)
 
-    def count(self, config: TrainConfig, order: Order, accelerator: Accelerator) -> int:
+    def count(self, order: Mixture, accelerator: Accelerator) -> int:
         """Return how many all processes have met together."""
-        flags = torch.zeros(order.shards + config.holdout_shards, device=accelerator.device)
+        # The held-out shard of each data set follows all training shards; see validation.py.
+        flags = torch.zeros(order.shards + len(order.orders), device=accelerator.device)
         flags[list(self.shards)] = 1
         return int((accelerator.reduce(flags, "sum") > 0).sum())

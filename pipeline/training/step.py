@@ -124,13 +124,16 @@ class TrainingStep:
         """
         if self.student.start_shape is None:
             return None
-        device, streams = self.student.device, self.streams // self.processes
-        shape = (count // streams, *self.student.start_shape)
-        parts = []
-        for stream in range(self.rank * streams, (self.rank + 1) * streams):
-            seed = step_seed(self.config.seed, number, 1 + stream)
-            generator = torch.Generator(device).manual_seed(seed)
-            parts.append(torch.randn(shape, generator=generator, device=device))
+        device, parts, total = self.student.device, [], count * self.processes
+        rows = range(self.rank * count, (self.rank + 1) * count)
+        for stream in range(self.streams):
+            first, last = (total * n // self.streams for n in (stream, stream + 1))
+            own = slice(max(rows.start - first, 0), max(min(rows.stop, last) - first, 0))
+            if own.start < own.stop:
+                seed = step_seed(self.config.seed, number, 1 + stream)
+                generator = torch.Generator(device).manual_seed(seed)
+                shape = (last - first, *self.student.start_shape)
+                parts.append(torch.randn(shape, generator=generator, device=device)[own])
         return torch.cat(parts)
 
     def rollout(self, number: int, first: int, count: int) -> Rollout | None:

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from data.manifest import DamagedShard, Manifest
-from data.order import Order
+from data.mixture import Mixture
 from data.pairs import Pairs
 from data.reader import read_shard
 from data.real.features import RealFeatures
@@ -32,7 +32,7 @@ class Validation:
         self,
         config: TrainConfig,
         manifest: Manifest,
-        order: Order,
+        order: Mixture,
         device: torch.device,
         skipped: Skipped | None,
     ) -> None:
@@ -56,16 +56,23 @@ class Validation:
 
     @cached_property
     def held_out(self) -> Pairs | None:
-        """Return the first held-out shard; None if there is none or it is damaged and skipped."""
+        """Return the first held-out shard; None if there is none or it is damaged and skipped.
+
+        Of several data sets, each gives an equal part of its own.
+        """
         if not self.config.holdout_shards:
             return None
-        try:
-            return read_shard(self.order.source, self.order.shards).as_floats()
-        except DamagedShard as error:
-            if self.skipped is None:
-                raise
-            self.skipped(self.order.shards, str(error))
-        return None
+        parts = []
+        for place, order in enumerate(self.order.orders):
+            try:
+                shard = read_shard(order.source, order.shards).as_floats()
+            except DamagedShard as error:
+                if self.skipped is None:
+                    raise
+                self.skipped(self.order.shards + place, str(error))
+            else:
+                parts.append(shard.take(slice(-(-len(shard) // len(self.order.orders)))))
+        return Pairs.cat(parts) if parts else None
 
     def measure(self, model: Student) -> dict[str, float]:
         """Return the mean absolute difference from the teacher's images of held-out noise, and FID.
