@@ -1,12 +1,11 @@
 """The benchmarks by name: their settings, what runs them, and the tables that documents show.
 
-claim    GET compared with ViTs of up to 5 times its size, three seeds
+field    GETs and ViTs of many sizes on many or few pairs; what a loop is worth
 memory   bytes of a training step against the number of iterations
 modes    every way of training a GET
-ours     our training compared with the published one, three seeds
+ours     our training compared with the published one, both searched, three seeds
 reader   pairs per second of our reader and of webdataset's
 solvers  time and memory of our solvers and of torchdeq's
-steps    training steps of the trainings that get equal wall time
 train    training steps compared with the machine's matmul rate and with torchdeq
 writer   what writing pairs costs in addition to the teacher
 """
@@ -14,7 +13,7 @@ writer   what writing pairs costs in addition to the teacher
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pipeline.benchmarks import memory, modes, reader, seeds, solvers, steps, train, writer
+from pipeline.benchmarks import field, loops, memory, modes, ours, reader, solvers, train, writer
 from pipeline.benchmarks.results import BenchmarkConfig
 
 
@@ -33,19 +32,12 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "claim": Benchmark(
-        seeds.SeedsConfig(name="claim", comparisons=("claim",)), seeds.main, seeds.markdown
-    ),
+    "field": Benchmark(field.FieldConfig(), field.main, loops.markdown),
     "memory": Benchmark(memory.MemoryConfig(), memory.main, memory.markdown),
     "modes": Benchmark(modes.ModesConfig(), modes.main, modes.markdown),
-    "ours": Benchmark(
-        seeds.SeedsConfig(name="ours", comparisons=("ours-digits", "ours-photos")),
-        seeds.main,
-        seeds.markdown,
-    ),
+    "ours": Benchmark(ours.OursConfig(), ours.main, ours.markdown),
     "reader": Benchmark(reader.ReaderConfig(), reader.main),
     "solvers": Benchmark(solvers.SolversConfig(), solvers.main, solvers.markdown),
-    "steps": Benchmark(steps.StepsConfig(), steps.main),
     "train": Benchmark(train.TrainBenchmarkConfig(), train.main, train.markdown),
     "writer": Benchmark(writer.WriterConfig(), writer.main),
 }

@@ -4,7 +4,7 @@
 `--recipes FILE.py`, adds to them: see CONTRIBUTING.md. Importing this package is quick.
 """
 
-from pipeline.recipes import builtin, comparisons, published
+from pipeline.recipes import builtin, published
 from pipeline.recipes.recipe import Recipe as Recipe
 from pipeline.recipes.recipe import distillation as distillation
 from pipeline.recipes.recipe import with_students as with_students
@@ -17,7 +17,6 @@ RECIPES: dict[str, Recipe] = {
     "digits": builtin.DIGITS,
     "photos": builtin.PHOTOS,
     "equilibria": builtin.EQUILIBRIA,
-    **comparisons.RECIPES,
     "smoke": builtin.SMOKE,
     **published.RECIPES,
 }

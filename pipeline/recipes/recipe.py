@@ -1,7 +1,7 @@
 """What a recipe is: a whole distillation, from real images to the comparison of its students.
 
-`distillation` makes one for any set of real images; `builtin.py`, `published.py` and
-`comparisons.py` hold those that come with the code, `own.py` loads a user's own. The functions at
+`distillation` makes one for any set of real images; `builtin.py` and `published.py` hold
+those that come with the code, `own.py` loads a user's own. The functions at
 the end give each script its settings by name. Plain data: nothing here imports torch.
 """
 
@@ -210,7 +210,7 @@ def with_students(
 def simplest(student: TrainConfig) -> TrainConfig:
     """Return a student's training without coda, rollouts and Frechet distance.
 
-    Comparisons were measured so: three equilibrium blocks after one, iterated three times.
+    `equilibria` was measured so: three equilibrium blocks after one, iterated three times.
     """
     model = GETModel(patch_size=student.model.patch_size)
     return replace(student, model=model, iterate_decay=0.5, window_share=0.0, frechet_weight=0.0)

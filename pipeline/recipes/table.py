@@ -30,7 +30,6 @@ ELSEWHERE = {  # settings with a column of their own, and those that do not chan
     *("feature_network", "real_images"),
 }
 REMARK = """\
-Left out: the same trainings with other seeds, NAME-seed1 and NAME-seed2 (comparisons.py).
 Pairs needed: for training and held out; `python -m pipeline.make_pairs PAIRS` makes them. Published
 FID: 50,000 images in one call, against CIFAR-10's test set, where it is about 2 points higher than
 against the training set. FID measured here: 5,000 images in the features of a small classifier,

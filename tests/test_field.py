@@ -1,0 +1,152 @@
+"""Comparisons of many short trainings: what they share, what a loop is worth, what is searched."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from get.errors import InputError
+from pipeline.benchmarks import field, laboratory, loops, ours
+from pipeline.make_pairs import main as make_pairs
+from pipeline.recipes import RECIPES
+from pipeline.recipes.settings_train import ViTModel
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards for training and one held out, by the shipped teacher of digits."""
+    folder = tmp_path_factory.mktemp("pairs")
+    smoke = RECIPES["smoke"].pairs
+    make_pairs(replace(smoke, output_dir=folder, num_pairs=96, pairs_per_shard=32))
+    return folder
+
+
+def settings(tmp_path: Path, pairs: Path) -> field.FieldConfig:
+    return field.FieldConfig(
+        output_dir=tmp_path,
+        recipe="smoke",
+        pairs=pairs,
+        num_pairs=(16, 0),
+        seeds=(0,),
+        learning_rates=(0.005, 0.01),
+        max_train_steps=3,
+        evaluate_steps=2,
+        images=32,
+        contestants=("ViT 3", "ViT 4", "GET 1+1x2+1"),
+    )
+
+
+def test_every_contestant_is_searched_trained_and_judged_at_its_best(tmp_path, pairs, capsys):
+    config = settings(tmp_path, pairs)
+    field.main(config)
+    found = json.loads((tmp_path / "field-smoke.json").read_text())
+    assert found["learning_rates"].keys() == {*config.contestants}
+    assert len(found["rows"]) == 2 * 3
+    for run in found["runs"]:
+        assert [point["step"] for point in run["curve"]] == [2, 3]
+        assert run["best"] == min(point["distance"] for point in run["curve"])
+        assert run["judges"].keys() == {"digits-features-b", "digits-features-c"}
+    assert (tmp_path / "field-smoke.png").stat().st_size > 0
+    assert "| GET 1+1x2+1 |" in capsys.readouterr().out
+
+    # The same command trains only what is missing.
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "field-smoke").iterdir()}
+    assert len(files) == 3 * (2 + 1)  # two learning rates, one of them on few pairs too
+    gone = min(files)
+    before = json.loads(gone.read_text())
+    gone.unlink()
+    field.main(config)
+    again = {path: path.stat().st_mtime_ns for path in (tmp_path / "field-smoke").iterdir()}
+    assert {path for path in files if again[path] != files[path]} == {gone}
+    assert json.loads(gone.read_text()) == before
+
+
+def test_unknown_contestants_and_too_few_held_out_pairs_are_refused(tmp_path, pairs):
+    with pytest.raises(InputError, match=r"expected contestants among ViT 3, .* got ViT 5"):
+        replace(settings(tmp_path, pairs), contestants=("ViT 5",))
+    with pytest.raises(InputError, match=r"expected 33 held-out pairs .* got 32"):
+        laboratory.Laboratory(replace(settings(tmp_path, pairs), images=33), "runs")
+
+
+def test_an_order_uses_every_pair_once_an_epoch():
+    batches = laboratory.order(10, 4, seed=0)
+    rows = torch.cat([next(batches) for _ in range(5)])
+    assert sorted(rows[:10].tolist()) == sorted(rows[10:].tolist()) == [*range(10)]
+    assert rows[:10].tolist() != rows[10:].tolist()
+
+
+# ---------------------------------------------------------------- what a loop is worth
+
+
+def run(distance: float, once: int, looped: int = 0, times: int = 1) -> loops.Run:
+    shape = {"once": once, "looped": looped, "times": times}
+    return {"judges": {"b": distance, "c": distance}, "blocks": shape}
+
+
+def test_a_line_gives_depth_between_its_points_and_none_outside():
+    line = [(8, 1.0), (2, 4.0)]
+    assert loops.depth_worth(line, 2.0) == pytest.approx(4)
+    assert loops.depth_worth(line, 0.9) is None
+    assert loops.depth_worth(line, 4.1) is None
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.46, 1.0])
+def test_phi_is_recovered_from_a_line_of_vits(phi: float):
+    line = [(depth, 100 / depth) for depth in (3, 4, 6, 10, 20)]
+    worth = 2 + 2 * 4**phi
+    assert loops.phi(run(100 / worth, 2, 2, 4), line) == pytest.approx(phi, abs=1e-9)
+
+
+def test_what_is_worth_less_than_its_own_blocks_or_does_not_loop_has_no_phi():
+    line = [(depth, 100 / depth) for depth in (1, 10)]
+    assert loops.phi(run(100 / 1.5, 2, 1, 4), line) is None
+    assert loops.phi(run(100 / 3, 2, 1, 1), line) is None
+
+
+# ---------------------------------------------------------------- ours and the published training
+
+
+def test_both_trainings_are_searched_one_setting_after_the_other(tmp_path, pairs, monkeypatch):
+    search = {
+        "ours": {"muon_learning_rate": (0.01, 0.005)},
+        "published": {"learning_rate": (1e-3, 3e-3), "iterations": (2, 1)},
+    }
+    monkeypatch.setattr(ours, "SEARCHED", search)
+    config = ours.OursConfig(
+        output_dir=tmp_path,
+        recipe="smoke",
+        pairs=pairs,
+        seeds=(0,),
+        repeats=1,
+        max_train_steps=3,
+        evaluate_steps=2,
+        images=32,
+    )
+    ours.main(config)
+    found = json.loads((tmp_path / "ours-smoke.json").read_text())["trainings"]
+    assert [run["muon_learning_rate"] for run in found["ours"]["search"]] == [0.01, 0.005]
+    trials = found["published"]["search"]
+    assert [(t["learning_rate"], t["iterations"]) for t in trials[:2]] == [(1e-3, 2), (3e-3, 2)]
+    best = min(trials[:2], key=lambda trial: trial["best"])["learning_rate"]
+    assert [(t["learning_rate"], t["iterations"]) for t in trials[2:]] == [(best, 2), (best, 1)]
+    assert found["published"]["runs"][0]["learning_rate"] == best
+
+
+def test_the_published_training_is_published_but_for_a_warm_up_and_clipping():
+    base = RECIPES["digits"].students["digits"]
+    training = ours.published(base)
+    reference = RECIPES["cifar10"].students["cifar10-get-b"]
+    for name in ("optimizer", "adam_beta2", "iterate_decay", "loss", "ema_decay", "learning_rate"):
+        assert getattr(training, name) == getattr(reference, name)
+    for name in ("map", "z0", "iterations"):
+        assert ours.value(training, name) == ours.value(reference, name)
+    assert training.window_share == 0
+
+
+def test_a_setting_is_changed_where_it_lives():
+    base = RECIPES["digits"].students["digits"]
+    assert ours.changed(base, "learning_rate", 1.0).learning_rate == 1.0
+    changed = ours.changed(replace(base, model=ViTModel(depth=3)), "depth", 4)
+    assert ours.value(changed, "depth") == 4
