@@ -1,8 +1,8 @@
 """What a recipe is: a whole distillation, from real images to the comparison of its students.
 
-`distillation` makes one for any set of real images; `builtin.py` and `published.py` hold
-those that come with the code, `own.py` loads a user's own. The functions at
-the end give each script its settings by name. Plain data: nothing here imports torch.
+`distillation` makes one for any set of real images; `builtin.py` and `published.py` hold those that
+come with the code, `own.py` loads a user's own. The functions at the end give each script its
+settings by name. Plain data: nothing here imports torch.
 """
 
 from collections.abc import Mapping
@@ -121,17 +121,14 @@ def distillation(
         num_pairs: Noise/image pairs the teacher writes, in shards of 1,024, five held out.
         images: Shape and classes of the real images; None looks into the folder when needed.
         model: The student; None is `STUDENT`.
-        baselines: Students to compare it with, by suffix of their names; None is two ViTs: of as
-            many parameters as `STUDENT`, and of as many multiply-accumulates.
+        baselines: Students to compare it with, by suffix of their names; None is a ViT of as
+            many parameters as `STUDENT`.
         teacher: How the teacher is trained; its output_dir is set here.
         classifier: How the feature network is trained; its output_dir is set here.
     """
     model = model or STUDENT
     if baselines is None:
-        baselines = {
-            "vit": ViTModel(depth=8, patch_size=model.patch_size),
-            "vit-deep": ViTModel(depth=10, patch_size=model.patch_size),
-        }
+        baselines = {"vit": ViTModel(depth=8, patch_size=model.patch_size)}
     shipped = (SHIPPED / f"{name}-teacher").is_dir()
     weights = SHIPPED if shipped else RUNS
     features = weights / f"{name}-features"
