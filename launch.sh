@@ -16,9 +16,8 @@ feature network and teacher (shipped or trained) -> pairs -> train GET and the V
 -> sample -> evaluate -> report.
 Run it again: it skips what is finished and continues what was interrupted.
 
-  RECIPE             digits; photos: colour patches of three photographs; equilibria, claim,
-                     ours-digits, ours-photos: what the tables in docs/ compare; smoke: everything
-                     at its smallest; or one of your own
+  RECIPE             digits; photos: colour patches of three photographs; equilibria: what a
+                     table in docs/ compares; smoke: everything at its smallest; or your own
   --recipes FILE.py  your own recipes (CONTRIBUTING.md shows one for a folder of pictures)
   --num_processes N  processes of the pair, training and sampling stages (default: one per GPU,
                      else 1)

@@ -41,14 +41,14 @@ def settings(tmp_path: Path, pairs: Path) -> field.FieldConfig:
 def test_every_contestant_is_searched_trained_and_judged_at_its_best(tmp_path, pairs, capsys):
     config = settings(tmp_path, pairs)
     field.main(config)
-    found = json.loads((tmp_path / "field-smoke.json").read_text())
+    found = json.loads((tmp_path / "field.json").read_text())
     assert found["learning_rates"].keys() == {*config.contestants}
     assert len(found["rows"]) == 2 * 3
     for run in found["runs"]:
         assert [point["step"] for point in run["curve"]] == [2, 3]
         assert run["best"] == min(point["distance"] for point in run["curve"])
         assert run["judges"].keys() == {"digits-features-b", "digits-features-c"}
-    assert (tmp_path / "field-smoke.png").stat().st_size > 0
+    assert (tmp_path / "field.png").stat().st_size > 0
     assert "| GET 1+1x2+1 |" in capsys.readouterr().out
 
     # The same command trains only what is missing.
@@ -125,7 +125,7 @@ def test_both_trainings_are_searched_one_setting_after_the_other(tmp_path, pairs
         images=32,
     )
     ours.main(config)
-    found = json.loads((tmp_path / "ours-smoke.json").read_text())["trainings"]
+    found = json.loads((tmp_path / "ours.json").read_text())["trainings"]
     assert [run["muon_learning_rate"] for run in found["ours"]["search"]] == [0.01, 0.005]
     trials = found["published"]["search"]
     assert [(t["learning_rate"], t["iterations"]) for t in trials[:2]] == [(1e-3, 2), (3e-3, 2)]

@@ -55,8 +55,7 @@ class FieldConfig(LaboratoryConfig):
 
 def main(config: FieldConfig) -> None:
     """Train and measure what is missing; write a JSON file and a plot."""
-    name = f"field-{config.recipe}"
-    laboratory = Laboratory(config, name)
+    laboratory = Laboratory(config, f"field-{config.recipe}")
     rates = {
         contestant: best_rate(laboratory, config, contestant) for contestant in config.contestants
     }
@@ -65,8 +64,8 @@ def main(config: FieldConfig) -> None:
         for seed, count, contestant in product(config.seeds, config.num_pairs, config.contestants)
     ]
     figures = {"settings": asdict(config), "learning_rates": rates, "runs": runs}
-    result = save(config, name, {**figures, "rows": summed_up(runs)})
-    plot(config.output_dir / f"{name}.png", result["rows"])
+    result = save(config, "field", {**figures, "rows": summed_up(runs)})
+    plot(config.output_dir / "field.png", result["rows"])
     print(markdown(result))
 
 

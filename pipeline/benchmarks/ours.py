@@ -31,7 +31,7 @@ Search = Mapping[str, tuple[Any, ...]]
 SEARCHED: dict[str, Search] = {
     "ours": {"muon_learning_rate": (0.01, 0.02, 0.04)},
     "published": {
-        "learning_rate": (1e-3, 3e-3, 1e-2),
+        "learning_rate": (1e-3, 3e-4, 3e-3),
         "global_batch_size": (32, 128),
         "ema_decay": (0.99, 0.999),
         "lr_scheduler": ("cosine", "constant"),
@@ -72,8 +72,7 @@ def main(config: OursConfig) -> None:
         best, searched = searched_best(training, search, measured)
         runs = [measured(replace(best, seed=seed)) for seed in config.seeds]
         rows[title] = {"search": searched, "runs": runs}
-    name = f"ours-{config.recipe}"
-    print(markdown(save(config, name, {"settings": asdict(config), "trainings": rows})))
+    print(markdown(save(config, "ours", {"settings": asdict(config), "trainings": rows})))
 
 
 def published(ours: TrainConfig) -> TrainConfig:
