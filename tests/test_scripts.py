@@ -111,7 +111,7 @@ def refusals(tmp_path, smoke_pairs, smoke, pictures, own_pairs, own_teacher):
     return [
         (*train[:2], "--pairs", none, "no readable manifest.json"),
         (*train, new, "--holdout_shards", 5, "expected training shards"),
-        (*train, new, "--streams", 3, "3 streams divide"),
+        (*train, new, "--streams", 0, "expected streams above 0, got 0"),
         (*train, new, "--seed", -1, "expected seed from 0 to 2^64 - 1, got -1"),
         (*train, new, "--unrolled_iterations", 0, "at least 1 for gradient unrolled, got 0"),
         (*train, new, "--train_batch_size", 3, "16 = train_batch_size x 1 processes"),
