@@ -12,7 +12,7 @@ Usage: ./launch.sh [RECIPE] [--recipes FILE.py] [--num_processes N] [--output_di
        ./launch.sh --help
 
 Without an argument: sets up .venv and runs the recipe `digits` through all its stages:
-feature network and teacher (shipped or trained) -> pairs -> train GET and the ViT baselines
+feature network and teacher (shipped or trained) -> pairs -> train GET and the ViT baseline
 -> sample -> evaluate -> report.
 Run it again: it skips what is finished and continues what was interrupted.
 

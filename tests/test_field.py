@@ -52,20 +52,31 @@ def test_every_contestant_is_searched_trained_and_judged_at_its_best(tmp_path, p
     assert "| GET 1+1x2+1 |" in capsys.readouterr().out
 
     # The same command trains only what is missing.
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "field-smoke").iterdir()}
+    files = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "field-smoke").glob("*seed*.json")
+    }
     assert len(files) == 3 * (2 + 1)  # two learning rates, one of them on few pairs too
     gone = min(files)
     before = json.loads(gone.read_text())
     gone.unlink()
     field.main(config)
-    again = {path: path.stat().st_mtime_ns for path in (tmp_path / "field-smoke").iterdir()}
+    again = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "field-smoke").glob("*seed*.json")
+    }
     assert {path for path in files if again[path] != files[path]} == {gone}
     assert json.loads(gone.read_text()) == before
 
 
-def test_unknown_contestants_and_too_few_held_out_pairs_are_refused(tmp_path, pairs):
+def test_unknown_contestants_too_few_pairs_and_runs_with_other_settings_are_refused(
+    tmp_path, pairs
+):
     with pytest.raises(InputError, match=r"expected contestants among ViT 3, .* got ViT 5"):
         replace(settings(tmp_path, pairs), contestants=("ViT 5",))
+    few = laboratory.Laboratory(settings(tmp_path, pairs), "runs")
+    with pytest.raises(InputError, match=r"expected num_pairs up to \d+, .* got 999"):
+        few.measured("run", few.settings, 999)
+    with pytest.raises(InputError, match=r"expected runs with these .* got max_train_steps 3;"):
+        laboratory.Laboratory(replace(settings(tmp_path, pairs), max_train_steps=4), "runs")
     with pytest.raises(InputError, match=r"expected 33 held-out pairs .* got 32"):
         laboratory.Laboratory(replace(settings(tmp_path, pairs), images=33), "runs")
 

@@ -34,13 +34,11 @@ class FieldConfig(LaboratoryConfig):
     Attributes:
         num_pairs: Training pairs, a part of the table each; 0 is all.
         learning_rates: Muon's, of which every contestant takes its best.
-        max_train_steps: Steps of every run.
         contestants: Names to train; all by default.
     """
 
     num_pairs: tuple[int, ...] = (1024, 0)
     learning_rates: tuple[float, ...] = (0.01, 0.02, 0.04)
-    max_train_steps: int = 1000
     contestants: tuple[str, ...] = tuple(CONTESTANTS)
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ file of its own, so that a comparison that was stopped goes on with the runs tha
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipeline.benchmarks.results import BenchmarkConfig
 from pipeline.cli import progress_bar
 from pipeline.recipes import RECIPES
 from pipeline.recipes.recipe import RUNS
+from pipeline.recipes.settings_make import positive
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.build import build_student
@@ -43,6 +44,7 @@ class LaboratoryConfig(BenchmarkConfig):
             others judge.
         pairs: Folder of the pairs.
         seeds: Of initial weights and order.
+        max_train_steps: Steps of a run, or what equal time is measured by.
         evaluate_steps: A model is measured every so many steps.
         images: Held-out noises of which images are made.
     """
@@ -50,16 +52,18 @@ class LaboratoryConfig(BenchmarkConfig):
     recipe: str = "digits"
     pairs: Path = RUNS / "pairs" / "digits"
     seeds: tuple[int, ...] = (0, 1, 2)
+    max_train_steps: int = 1000
     evaluate_steps: int = 200
     images: int = 4096
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
-        if not self.seeds or min(self.evaluate_steps, self.images) < 1:
-            raise InputError(
-                "expected seeds, and evaluate_steps and images of 1 or more, got "
-                f"{self.seeds}, {self.evaluate_steps} and {self.images}"
-            )
+        positive(
+            seeds=len(self.seeds),
+            max_train_steps=self.max_train_steps,
+            evaluate_steps=self.evaluate_steps,
+            images=self.images,
+        )
 
 
 class Laboratory:
@@ -73,8 +77,10 @@ class Laboratory:
             folder: Of the runs' files, in the output folder.
 
         Raises:
-            InputError: If there are too few held-out pairs, or see `RealFeatures`.
+            InputError: If there are too few held-out pairs, if the folder has runs with other
+                settings, or see `RealFeatures`.
         """
+        torch.set_num_threads(1)
         keep_freed_memory()
         self.config, recipe = config, RECIPES[config.recipe]
         evaluate, student = recipe.evaluate, next(iter(recipe.students.values()))
@@ -91,12 +97,27 @@ class Laboratory:
                 f"{len(held_out)}; write more, or set images lower"
             )
         self.held_out, self.pairs = held_out.as_floats(), self._read(range(last.start))
+        self._check_settings()
         self.networks = {
             path.name: RealFeatures(
                 path, evaluate.real_images, self.manifest.image_shape, torch.device("cpu")
             )
             for path in evaluate.feature_networks
         }
+
+    def _check_settings(self) -> None:
+        """Write what all runs in the folder have in common, or compare with what is there."""
+        path, config = self.folder / "settings.json", self.config
+        common = {f.name: getattr(config, f.name) for f in fields(LaboratoryConfig)}
+        ours = {k: str(v) for k, v in common.items() if k not in ("seeds", "output_dir")}
+        if not path.exists():
+            write_json(path, ours)
+        if (found := read_json(path)) != ours:
+            different = [f"{k} {found.get(k)}" for k in ours if found.get(k) != ours[k]]
+            raise InputError(
+                f"expected runs with these settings in {self.folder}, got {', '.join(different)}; "
+                "choose another output_dir"
+            )
 
     def _read(self, shards: range) -> Pairs:
         return Pairs.cat([read_shard(self.config.pairs, i, self.manifest) for i in shards])
@@ -108,7 +129,15 @@ class Laboratory:
             name: Of its file.
             settings: Of its training.
             num_pairs: The first so many pairs are trained on; 0 is all.
+
+        Raises:
+            InputError: If there are not so many.
         """
+        if not 0 <= num_pairs <= len(self.pairs):
+            raise InputError(
+                f"expected num_pairs up to {len(self.pairs)}, which {self.config.pairs} has for "
+                f"training, or 0 for all, got {num_pairs}"
+            )
         path = self.folder / f"{name}.json"
         if not path.exists():
             write_json(path, self._train(name, settings, num_pairs))
