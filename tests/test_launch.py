@@ -74,7 +74,7 @@ def test_arguments_that_mean_nothing_end_with_2_and_one_line(arguments, expected
 def test_an_unknown_recipe_ends_with_2_and_the_list(installed, tmp_path):
     code, out, err = end(start("digit", "--output_dir", tmp_path / "runs"))
     assert (code, out) == (2, "")
-    known = "digits, photos, equilibria, ours-digits, ours-photos, claim, smoke"
+    known = "digits, photos, equilibria, smoke"
     assert err == f"recipes: expected a recipe ({known}), got digit\n"
     assert not (tmp_path / "runs").exists()
 
