@@ -50,8 +50,11 @@ def assemble_ahead(loader: DataLoader) -> Iterator[Part]:
             yield batch
     finally:
         if os.getpid() == here:  # not in a process that was forked meanwhile
-            thread.shutdown(wait=False, cancel_futures=True)
-            futures.wait([following], timeout=1)  # it would miss its workers for seconds
+            if following.cancel() or futures.wait([following], timeout=1).done:
+                # Asked to, idle workers end at once. One that is killed while it looks at a lock
+                # keeps it, and DataLoader would wait for it when it is dropped.
+                items._shutdown_workers()
+            thread.shutdown(wait=False)
             _kill(own)
 
 
