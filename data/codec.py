@@ -37,6 +37,7 @@ def encode(
     else:
         stored = pairs.images.numpy().astype(np.float16 if form == "npy" else np.float32)
     noise = pairs.noise.numpy()
+    states = None if pairs.states is None else pairs.states.numpy().astype(np.float16)
     classes = None if pairs.labels is None else pairs.labels.numpy()
     packed = pack > 1
     for at in range(0, len(stored), pack):
@@ -53,10 +54,14 @@ def encode(
             sample["cls.npy"] = _npy(classes[part])
         elif classes is not None:
             sample["cls"] = str(classes[at]).encode()
+        if states is not None:
+            sample["states.npy"] = _npy(states[part])
         yield sample
 
 
-def decode(samples: Iterable[Mapping[str, Any]], first: int, manifest: Manifest) -> Pairs:
+def decode(
+    samples: Iterable[Mapping[str, Any]], first: int, manifest: Manifest, *, states: bool = False
+) -> Pairs:
     """Return the pairs of a shard's members, images as stored.
 
     What comes is untrusted: a matching sha256 excludes neither another shard nor tampering.
@@ -65,6 +70,8 @@ def decode(samples: Iterable[Mapping[str, Any]], first: int, manifest: Manifest)
         samples: The members, by key.
         first: Index of the first pair.
         manifest: What the pairs must be: their number, types, shapes and classes.
+        states: Whether to return the states of trajectories, if there are some. If not, their
+            numbers are not looked at.
 
     Raises:
         ValueError: If they are anything else, or not finite.
@@ -78,15 +85,17 @@ def decode(samples: Iterable[Mapping[str, Any]], first: int, manifest: Manifest)
         at += size
     if at != count:
         raise ValueError(f"{at} pairs")
-    noise, images = (torch.from_numpy(np.concatenate([part[i] for part in parts])) for i in (0, 1))
-    if not (torch.isfinite(noise).all() and torch.isfinite(images).all()):
+    kept = (0, 1, 3) if states and manifest.trajectory else (0, 1)
+    arrays = [torch.from_numpy(np.concatenate([part[i] for part in parts])) for i in kept]
+    if not all(torch.isfinite(array).all() for array in arrays):
         raise ValueError("numbers that are not finite")
     labels = None
     if (num_classes := manifest.num_classes) is not None:
         labels = torch.from_numpy(np.concatenate([part[2] for part in parts]))
         if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
             raise ValueError(f"labels outside 0 to {num_classes - 1}")
-    return Pairs(noise, images, labels)
+    noise, images, *path = arrays
+    return Pairs(noise, images, labels, *path)
 
 
 def kinds(manifest: Manifest) -> list[str]:
@@ -94,13 +103,14 @@ def kinds(manifest: Manifest) -> list[str]:
     packed = manifest.pack > 1
     labels = [] if manifest.num_classes is None else ["cls.npy" if packed else "cls"]
     png = manifest.image_format == "png" and not packed
-    return [*labels, "image.png" if png else "image.npy", "latent.npy"]
+    states = ["states.npy"] if manifest.trajectory else []
+    return [*labels, "image.png" if png else "image.npy", "latent.npy", *states]
 
 
 def _decode(
     sample: Mapping[str, Any], size: int, manifest: Manifest
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return noise (float32), images (as stored) and labels of one member, a row per pair."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return noise (float32), images, labels and states of one member, a row per pair."""
     if (names := sorted(name for name in sample if name[:2] != "__")) != kinds(manifest):
         raise ValueError(f"members {', '.join(names)[:100]} of a pair")
     rows = (size, *manifest.image_shape)
@@ -117,7 +127,13 @@ def _decode(
         if not re.fullmatch(rb"[0-9]{1,10}", digits := bytes(sample["cls"])):
             raise ValueError(f"a label {digits[:20]!r}")
         labels = np.array([int(digits)])
-    return noise, images, labels
+    path = np.zeros(0, np.float16)
+    if "states.npy" in names:
+        each = (len(manifest.trajectory), *manifest.image_shape)
+        stack = (size, *each)
+        path = _array(sample["states.npy"], "<f2", stack if manifest.pack > 1 else each)
+        path = path.reshape(stack)
+    return noise, images, labels, path
 
 
 DTYPES = {"png": "|u1", "npy": "<f2", "npy32": "<f4"}

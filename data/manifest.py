@@ -1,12 +1,11 @@
 """A data set of pairs on disk: the names of its files, its manifest, the records of its shards.
 
     manifest.json       what made the pairs; written once, compared by every later job
-    pairs-000000.tar    `<9-digit index>.latent.npy`, `.image.png` or `.image.npy`, `.cls`;
+    pairs-000000.tar    `<9-digit index>.latent.npy`, `.image.png` or `.npy`, `.cls`, `.states.npy`;
                         packed: stacks of pairs under the first one's index, labels in `.cls.npy`
     pairs-000000.json   the shard's record, published last: a shard without one does not exist
 
-Any webdataset reader can read the tars. codec.py encodes their members, writer.py writes them,
-reader.py reads them. Importing this file is quick: it needs no torch.
+Any webdataset reader can read the tars; codec.py encodes their members. This file needs no torch.
 """
 
 import json
@@ -22,7 +21,7 @@ from data.files import write_json
 from data.folder import Folder, Store
 from data.lock import locked
 from data.store import Cached, Source, open_store
-from data.strict import Rule, integer, optional, parse, settings_of, text
+from data.strict import Rule, integer, list_of, optional, parse, settings_of, text
 from data.teachers.settings import Execution, Sampler
 from get.errors import InputError
 
@@ -48,6 +47,7 @@ class Manifest:
         execution: Settings of the teacher's precision and speed that are not the default.
         vae: Folder or hub id whose `vae/` decodes the pairs if they are latents; None for images.
         imported: Whether noise and labels come from elsewhere, not from `seed` and index.
+        trajectory: Noise levels of the states kept with a pair, falling (teachers/points.py).
     """
 
     schema: int = SCHEMA
@@ -64,6 +64,7 @@ class Manifest:
     execution: dict[str, Any] = field(default_factory=dict)
     vae: str | None = None
     imported: bool = False
+    trajectory: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse images that PNG cannot store."""
@@ -75,7 +76,7 @@ class Manifest:
 
     def as_json(self) -> dict[str, Any]:
         """Return what manifest.json holds."""
-        return {k: v for k, v in asdict(self).items() if k != "imported" or v}
+        return {k: v for k, v in asdict(self).items() if v or k not in ("imported", "trajectory")}
 
     @property
     def identity(self) -> str:
@@ -123,9 +124,7 @@ MANIFEST_RULES: dict[str, Rule] = {
     "evaluations": integer(0, 2**31),
     "seed": integer(0, 2**64 - 1),
     "teacher_batch_size": integer(1, 2**31),
-    "image_shape": lambda shape: (
-        isinstance(shape, list) and len(shape) == 3 and all(map(integer(1, 2**16), shape))
-    ),
+    "image_shape": list_of(integer(1, 2**16), 3, 3),
     "num_classes": optional(integer(1, 2**31)),
     "image_format": lambda form: isinstance(form, str) and form in get_args(ImageFormat),
     "pairs_per_shard": integer(1, 2**31),
@@ -133,6 +132,7 @@ MANIFEST_RULES: dict[str, Rule] = {
     "execution": settings_of(Execution),
     "vae": optional(text),
     "imported": lambda value: isinstance(value, bool),
+    "trajectory": list_of(lambda level: type(level) is float and 0 < level < 1e9, 0, 1000),
 }
 RECORD_RULES: dict[str, Rule] = {
     "count": integer(1, 2**31),
@@ -182,8 +182,10 @@ def read_manifest(folder: Source) -> Manifest:
     try:
         data = store.read("manifest.json")
         if (schema := parse(data, {}, unknown=True).get("schema")) == SCHEMA:
-            fields = parse(data, MANIFEST_RULES, ("pack", "execution", "vae", "imported"))
-            return Manifest(**fields | {"image_shape": tuple(fields["image_shape"])})
+            added = ("pack", "execution", "vae", "imported", "trajectory")
+            found = parse(data, MANIFEST_RULES, added)
+            found.update({k: tuple(v) for k, v in found.items() if isinstance(v, list)})
+            return Manifest(**found)
     except InputError:
         raise
     except (FileNotFoundError, ValueError) as error:

@@ -61,7 +61,8 @@ class OpenShard:
 
     def add(self, indices: range, pairs: Pairs) -> None:
         """Encode and write the pairs of a teacher batch; refuse images that are not finite."""
-        if not torch.isfinite(pairs.images).all():
+        made = (pairs.images, pairs.states)
+        if not all(torch.isfinite(x).all() for x in made if x is not None):
             raise InputError(
                 f"expected finite images, got inf or nan among indices {indices[0]} to "
                 f"{indices[-1]}; the teacher diverges"

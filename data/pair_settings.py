@@ -28,6 +28,8 @@ class PairSettings:
         seed: Seed and index decide the noise and label of a pair.
         image_format: "png" (8 bit), "npy" (float16, unquantised) or "npy32".
         pack: Pairs per member of the tar; stacks of hundreds are written and read much faster.
+        trajectory_points: States of the sampler between noise and image that are kept with every
+            pair, in float16; the teacher is not called more often for them.
         mixed_precision: Precision of the teacher's network.
         compile: Run the teacher's network through torch.compile.
         memory_format: Layout of the teacher's convolutions.
@@ -43,6 +45,7 @@ class PairSettings:
     seed: int = 0
     image_format: ImageFormat = "png"
     pack: int = 1
+    trajectory_points: int = 0
     mixed_precision: Literal["no", "bf16"] = "no"
     compile: bool = False
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
@@ -55,6 +58,10 @@ class PairSettings:
         for name in ("pairs_per_shard", "teacher_batch_size", "num_inference_steps", "pack"):
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"expected {name} above 0, got {value}")
+        if self.trajectory_points < 0:
+            raise InputError(
+                f"expected trajectory_points of 0 (none) or more, got {self.trajectory_points}"
+            )
         if not 0 <= self.seed < 2**64:
             raise InputError(f"expected seed from 0 to 2^64 - 1, got {self.seed}")
         for name, kind in get_type_hints(type(self)).items():

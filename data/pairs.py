@@ -19,11 +19,14 @@ class Pairs:
         noise: Unit normal noise.
         images: As stored (uint8, float16 or float32), or floats in [-1, 1].
         labels: Class indices; None if unlabelled.
+        states: States of the teacher's sampler between noise and image, float16 as stored, in the
+            order and form of `Manifest.trajectory`; None if there are none or nobody asked.
     """
 
     noise: Float[Tensor, "pairs channels height width"]
     images: Shaped[Tensor, "pairs channels height width"]
     labels: Int[Tensor, " pairs"] | None
+    states: Float[Tensor, "pairs points channels height width"] | None = None
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -39,10 +42,11 @@ class Pairs:
         return self._each(lambda rows: rows.to(device, non_blocking=True))
 
     def as_floats(self) -> "Pairs":
-        """Return these pairs with float32 images in [-1, 1]."""
+        """Return these pairs with float32 images in [-1, 1] and float32 states."""
         stored = self.images
         images = from_uint8(stored) if stored.dtype == torch.uint8 else stored.float()
-        return Pairs(self.noise, images, self.labels)
+        states = None if self.states is None else self.states.float()
+        return Pairs(self.noise, images, self.labels, states)
 
     @staticmethod
     def cat(parts: "Sequence[Pairs]") -> "Pairs":
@@ -50,13 +54,16 @@ class Pairs:
         if len(parts) == 1:
             return parts[0]
         labels = [part.labels for part in parts if part.labels is not None]
+        states = [part.states for part in parts if part.states is not None]
         return Pairs(
             torch.cat([part.noise for part in parts]),
             torch.cat([part.images for part in parts]),
             torch.cat(labels) if labels else None,
+            torch.cat(states) if len(states) == len(parts) else None,
         )
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Pairs":
-        """Apply a function to noise, images and labels."""
+        """Apply a function to all that there is."""
         labels = None if self.labels is None else function(self.labels)
-        return Pairs(function(self.noise), function(self.images), labels)
+        states = None if self.states is None else function(self.states)
+        return Pairs(function(self.noise), function(self.images), labels, states)

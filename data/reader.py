@@ -32,13 +32,16 @@ from data.tar import samples
 from get.errors import InputError
 
 
-def read_shard(source: Source, shard: int, manifest: Manifest | None = None) -> Pairs:
+def read_shard(
+    source: Source, shard: int, manifest: Manifest | None = None, *, states: bool = False
+) -> Pairs:
     """Decode one shard in index order, after comparing it with its record and the manifest.
 
     Args:
         source: The data set.
         shard: Its number.
         manifest: That of the data set; None reads it.
+        states: Whether to return the states of trajectories, if there are some.
 
     Raises:
         DamagedShard: If it is missing or not what record and manifest say.
@@ -49,7 +52,7 @@ def read_shard(source: Source, shard: int, manifest: Manifest | None = None) -> 
     record = read_record(store, shard)
     expected = f"{manifest.pairs_per_shard} pairs" if record else "a finished shard"
     try:
-        return load_shard(store, shard, record, manifest)
+        return load_shard(store, shard, record, manifest, states=states)
     except InputError:
         raise
     except (FileNotFoundError, ValueError) as error:
@@ -60,13 +63,20 @@ def read_shard(source: Source, shard: int, manifest: Manifest | None = None) -> 
         ) from error
 
 
-def load_shard(store: Store, shard: int, record: ShardRecord | None, manifest: Manifest) -> Pairs:
+def load_shard(
+    store: Store,
+    shard: int,
+    record: ShardRecord | None,
+    manifest: Manifest,
+    *,
+    states: bool = False,
+) -> Pairs:
     """Do the work of `read_shard`; FileNotFoundError or ValueError says what is wrong in short."""
     if record is None:
         raise FileNotFoundError("no record")
     record.check(shard, manifest)
     data = store.read_whole(tar_name(shard), record.bytes, record.sha256)
-    return decode(samples(data), record.first_index, manifest)
+    return decode(samples(data), record.first_index, manifest, states=states)
 
 
 class _Parts(IterableDataset):
@@ -78,10 +88,16 @@ class _Parts(IterableDataset):
     """
 
     def __init__(
-        self, order: Mixture, rows: list[range], start: int, skip: bool, limit: int | None
+        self,
+        order: Mixture,
+        rows: list[range],
+        start: int,
+        skip: bool,
+        limit: int | None,
+        states: bool,
     ) -> None:
         self.order, self.rows, self.start, self.limit = order, rows, start, limit
-        self.skip = skip
+        self.skip, self.states = skip, states
         self.known: set[int] = set()  # shards known to be damaged
 
     def __iter__(self) -> Iterator[Part | str]:
@@ -89,7 +105,7 @@ class _Parts(IterableDataset):
         rows = self.rows[0 if worker is None else worker.id]
         used, following = set[int](), list[int]()
         try:
-            with closing(_Sources(self.order).memory(rows, self.limit)) as shards:
+            with closing(_Sources(self.order, self.states).memory(rows, self.limit)) as shards:
                 now = self.order.part(self.start, rows)
                 for step in count(self.start):
                     after = self.order.part(step + 1, rows, self.known)
@@ -134,8 +150,8 @@ class _Parts(IterableDataset):
 class _Sources:
     """The data sets of a mixture, opened; a manifest is read when it is needed."""
 
-    def __init__(self, order: Mixture) -> None:
-        self.order = order
+    def __init__(self, order: Mixture, states: bool) -> None:
+        self.order, self.states = order, states
         self.stores = [open_store(part.source) for part in order.orders]
         self.manifest = cache(lambda place: read_manifest(self.stores[place]))
 
@@ -143,7 +159,7 @@ class _Sources:
         """Read a training shard, numbered through."""
         place, number = self.order.find(number)
         store, expected = self.stores[place], self.order.orders[place].pairs_per_shard
-        shard = read_shard(store, number, self.manifest(place))
+        shard = read_shard(store, number, self.manifest(place), states=self.states)
         if len(shard) != expected:
             raise DamagedShard(
                 f"expected {expected} pairs in {store.place(tar_name(number))}, got "
@@ -153,7 +169,7 @@ class _Sources:
 
     def size(self, number: int) -> int:
         """Return the bytes of a decoded shard."""
-        return decoded_bytes(self.manifest(self.order.find(number)[0]))
+        return decoded_bytes(self.manifest(self.order.find(number)[0]), self.states)
 
     def memory(self, rows: range, limit: int | None) -> ShardMemory:
         """Return an empty memory for the shards of these rows of a global batch.
@@ -162,7 +178,7 @@ class _Sources:
             InputError: If a step needs more than the limit.
         """
         manifests = [self.manifest(place) for place in range(len(self.stores))]
-        _, limit = room(self.order, rows, manifests, limit)
+        _, limit = room(self.order, rows, manifests, limit, self.states)
         return ShardMemory(self.read, self.size, limit)
 
 
@@ -175,6 +191,7 @@ def batches(
     workers: int = 0,
     damaged: Callable[[int, str], object] | None = None,
     limit: int | None = None,
+    states: bool = False,
 ) -> Iterator[Pairs]:
     """Return this process's part of global batches `start`, `start + 1`, ... without end.
 
@@ -191,6 +208,7 @@ def batches(
             stops at the first.
         limit: Bytes of decoded shards in this process and its workers together; None is
             `CACHE_BYTES` for each of them, or what it needs.
+        states: Whether the pairs come with the states of their trajectories, where all have some.
 
     Raises:
         InputError: If the processes do not divide the batch; from the iterator, if a shard is
@@ -200,7 +218,7 @@ def batches(
     rows = rows_of(mixture.batch_size, rank, processes, workers)
     each = None if limit is None else limit // len(rows)
     loader = DataLoader(
-        _Parts(mixture, rows, start, damaged is not None, each),
+        _Parts(mixture, rows, start, damaged is not None, each, states),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=ignore_signals,

@@ -21,15 +21,20 @@ CACHE_BYTES = 2**30  # of decoded shards, per process that reads, unless a step 
 AT_ONCE = 2  # shards given to the thread; a process that ends waits for them
 
 
-def decoded_bytes(manifest: Manifest) -> int:
-    """Return the memory of a decoded shard."""
+def decoded_bytes(manifest: Manifest, states: bool = False) -> int:
+    """Return the memory of a decoded shard, with the states of trajectories or without."""
     each = 4 + np.dtype(DTYPES[manifest.image_format]).itemsize  # noise and image
+    each += 2 * len(manifest.trajectory) * states
     labels = 0 if manifest.num_classes is None else 8
     return manifest.pairs_per_shard * (each * prod(manifest.image_shape) + labels)
 
 
 def room(
-    order: Mixture, rows: range, manifests: Sequence[Manifest | None], limit: int | None
+    order: Mixture,
+    rows: range,
+    manifests: Sequence[Manifest | None],
+    limit: int | None,
+    states: bool = False,
 ) -> tuple[int, int]:
     """Return how many shards a process has in use at the same time, and the bytes it may keep.
 
@@ -38,12 +43,14 @@ def room(
         rows: Of the global batch: what the process reads.
         manifests: Of the data sets.
         limit: Bytes; None is `CACHE_BYTES`, or what a step needs and one shard more.
+        states: Whether the states of trajectories are read.
 
     Raises:
         InputError: If a step needs more than the limit.
     """
     counts = order.at_once(rows)
-    sizes = [decoded_bytes(m) if n and m else 0 for n, m in zip(counts, manifests, strict=True)]
+    known = zip(counts, manifests, strict=True)
+    sizes = [decoded_bytes(m, states) if n and m else 0 for n, m in known]
     need = sum(n * size for n, size in zip(counts, sizes, strict=True))
     if limit is None:
         limit = max(CACHE_BYTES, need + max(sizes))

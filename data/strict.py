@@ -44,6 +44,13 @@ def integer(least: int, most: int) -> Rule:
     return lambda value: type(value) is int and least <= value <= most
 
 
+def list_of(rule: Rule, least: int, most: int) -> Rule:
+    """Return a rule for so many values."""
+    return lambda value: (
+        isinstance(value, list) and least <= len(value) <= most and all(map(rule, value))
+    )
+
+
 def optional(rule: Rule) -> Rule:
     """Return a rule that takes null as well."""
     return lambda value: value is None or rule(value)

@@ -10,6 +10,7 @@ from data.pairs import Pairs
 from data.reader import load_shard, read_shard
 from data.store import Source, open_store
 from data.teachers.teacher import Teacher
+from data.writer import let_make
 from get.errors import InputError
 from get.noise import draw
 
@@ -26,7 +27,7 @@ def find_damage(source: Source, shard: int, manifest: Manifest) -> str | None:
     store, record = open_store(source), None
     try:
         record = read_record(store, shard)
-        pairs = load_shard(store, shard, record, manifest)
+        pairs = load_shard(store, shard, record, manifest, states=True)
         return None if manifest.imported else _other_draws(pairs, shard, manifest)
     except DamagedShard:
         return "a record that cannot be read"
@@ -64,19 +65,24 @@ def compare_with_teacher(
     Returns:
         Whether noise and labels are bitwise those of their indices, the largest difference of a
         pixel in 8-bit levels, and the fraction of the pixels that differ by more than one level.
+        The states of trajectories count as pixels.
     """
     size, total = manifest.teacher_batch_size, manifest.pairs_per_shard
     at = slice(batch * size, min((batch + 1) * size, total))
     indices = range(shard * total + at.start, shard * total + at.stop)
-    stored = read_shard(source, shard, manifest).take(at).as_floats()
+    stored = read_shard(source, shard, manifest, states=True).take(at).as_floats()
     noise, labels = draw(manifest.seed, indices, manifest.image_shape, manifest.num_classes)
     same = torch.equal(noise, stored.noise)
     if labels is not None and stored.labels is not None:
         same = same and torch.equal(labels, stored.labels)
-    images, rounding = teacher(noise, labels).cpu(), 0.0  # in levels
+    made = let_make(teacher, manifest, noise, labels)
+    images, rounding = made.images, 0.0  # in levels
     if manifest.image_format == "png":
         images, rounding = images.clamp(-1, 1), 0.5
     levels = ((images - stored.images).abs() * 127.5 - rounding).clamp_min(0)
+    if made.states is not None and stored.states is not None:
+        states = (made.states.float() - stored.states).abs() * 127.5
+        levels = torch.cat([levels.flatten(), states.flatten()])
     return same, float(levels.max()), float((levels > 1).double().mean())
 
 

@@ -81,6 +81,7 @@ def describe(teacher: Teacher, settings: PairSettings) -> Manifest:
         image_format=settings.image_format,
         pairs_per_shard=settings.pairs_per_shard,
         pack=settings.pack,
+        trajectory=teacher.levels(settings.trajectory_points),
     )
 
 
@@ -124,8 +125,8 @@ def write_shards(
             for indices, noise, labels in _draws(shards, manifest):
                 if indices.start % size == 0:
                     opened.append(OpenShard(folder, indices.start // size, manifest))
-                tar, images = opened[-1], teacher(noise, labels).cpu()
-                pending.append(background.submit(tar.add, indices, Pairs(noise, images, labels)))
+                tar, pairs = opened[-1], let_make(teacher, manifest, noise, labels)
+                pending.append(background.submit(tar.add, indices, pairs))
                 wait(at_most=AHEAD)
                 progress(len(indices))
                 if indices.stop % size == 0:
@@ -135,6 +136,14 @@ def write_shards(
         for tar in opened:
             tar.close()
     return records
+
+
+def let_make(teacher: Teacher, manifest: Manifest, noise: Tensor, labels: Tensor | None) -> Pairs:
+    """Return what the teacher makes of noise and labels, on the CPU."""
+    if not manifest.trajectory:
+        return Pairs(noise, teacher(noise, labels).cpu(), labels)
+    images, states = teacher.with_states(noise, labels, len(manifest.trajectory))
+    return Pairs(noise, images.cpu(), labels, states.cpu())
 
 
 def write_given(folder: Path, shard: int, manifest: Manifest, pairs: Pairs) -> ShardRecord:

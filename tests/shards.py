@@ -105,12 +105,15 @@ def indices(batches: list[Pairs], count: int = SHARDS * PAIRS) -> list[int]:
     return [index[float(x)] for batch in batches for x in batch.noise[:, 0, 0, 0]]
 
 
+FIELDS = ("noise", "images", "labels")
+
+
 def same(first: list[Pairs], second: list[Pairs]) -> bool:
     """Compare labelled batches bit by bit."""
     return all(
         a is not None and b is not None and torch.equal(a, b)
         for ours, theirs in zip(first, second, strict=True)
-        for a, b in zip(vars(ours).values(), vars(theirs).values(), strict=True)
+        for a, b in ((getattr(x, name) for x in (ours, theirs)) for name in FIELDS)
     )
 
 

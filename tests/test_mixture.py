@@ -113,9 +113,9 @@ def test_the_least_memory_gives_the_same_batches_and_less_is_refused_in_one_line
 def test_the_least_memory_reads_no_shard_twice_in_a_turn(folder, monkeypatch):
     size, asked = decoded_bytes(read_manifest(folder)), Counter()
 
-    def noted(*arguments: Any) -> Pairs:
+    def noted(*arguments: Any, **options: Any) -> Pairs:
         asked.update([arguments[1]])
-        return read_shard(*arguments)
+        return read_shard(*arguments, **options)
 
     monkeypatch.setattr(data.reader, "read_shard", noted)
     # Each of two streams takes 20 shards; a step needs two, and the end of one and the beginning of

@@ -181,9 +181,9 @@ def test_only_the_first_shards_are_waited_for(tmp_path, monkeypatch, streams):
     """All streams change their shard at once; the next ones have been read by a thread by then."""
     here = []
 
-    def noted(*arguments: Any) -> Pairs:
+    def noted(*arguments: Any, **options: Any) -> Pairs:
         here.append(current_thread() is main_thread())
-        return read_shard(*arguments)
+        return read_shard(*arguments, **options)
 
     monkeypatch.setattr(data.reader, "read_shard", noted)
     chosen = order(write_pairs(tmp_path, 16), shards=16, streams=streams, batch_size=streams)

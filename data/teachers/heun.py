@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.teachers.edm.precondition import EdmPrecond, Precond, Predict, denoise
+from data.teachers.points import Point
 
 
 def karras_sigmas(
@@ -82,6 +83,14 @@ class EdmHeun:
     def evaluations(self) -> int:
         """Network evaluations per image."""
         return 2 * self.steps - 1
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """States between noise and image."""
+        sigmas = self.sigmas[1:-1]
+        scales = self.precond.scalings(sigmas).spread / (1 + sigmas**2).sqrt()
+        levels = zip(sigmas.tolist(), scales.tolist(), strict=True)
+        return tuple(Point(2 * i, *level) for i, level in enumerate(levels, 1))
 
     def __call__(
         self, predict: Predict, noise: Float[Tensor, "batch channels height width"]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data.teachers.edm.precondition import Predict
 from data.teachers.heun import EdmHeun
+from data.teachers.points import Point, of_scheduler
 from data.teachers.settings import Sampler
 from get.errors import InputError
 
@@ -46,23 +47,28 @@ class Scheduled:
     arguments: dict[str, Any]
     steps: int
     evaluations: int = field(init=False)
+    points: tuple[Point, ...] = field(init=False)  # states between noise and image
 
     def __post_init__(self) -> None:
         """Try the scheduler on one pixel, so that it fails here and not at the first pair."""
-        times = []
+        times: list[float] = []
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
-            times.append(time)
+            times.append(float(time))
             return x
 
-        self(predict, torch.zeros(1, 1, 1, 1))
+        scheduler = self.kind(**self.arguments)
+        self._sample(scheduler, predict, torch.zeros(1, 1, 1, 1))
         object.__setattr__(self, "evaluations", len(times))
+        object.__setattr__(self, "points", of_scheduler(scheduler, times))
 
     def __call__(
         self, predict: Predict, noise: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
         """Return float32 images of unit normal noise."""
-        scheduler = self.kind(**self.arguments)
+        return self._sample(self.kind(**self.arguments), predict, noise)
+
+    def _sample(self, scheduler: Any, predict: Predict, noise: Tensor) -> Tensor:
         scheduler.set_timesteps(self.steps, device=noise.device)
         # Schedulers of flow matching start at unit noise and do not scale: they lack both.
         scale = getattr(scheduler, "scale_model_input", lambda x, t: x)

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from data.teachers.ode import OdeSampler
+from data.teachers.points import Point, choose
 from data.teachers.settings import Execution, Sampler
 from get.errors import InputError
 
@@ -76,11 +78,57 @@ class Teacher:
             InputError: If there are labels for an unconditional teacher, none for another, or
                 labels of no class.
         """
+        return self._sample(noise, labels, lambda x: None)
+
+    def levels(self, count: int) -> tuple[float, ...]:
+        """Return the noise levels of so many states that its sampler passes, evenly over its steps.
+
+        Raises:
+            InputError: If there are fewer between noise and image.
+        """
+        # rounded: other machines compute other last bits
+        return tuple(float(f"{point.sigma:.6g}") for point in self._points(count))
+
+    def _points(self, count: int) -> tuple[Point, ...]:
+        passed = getattr(self.ode, "points", ()) if count else ()
+        return choose(passed, count, f"{self.sampler.steps} steps of {self.sampler.name}")
+
+    @torch.no_grad()
+    def with_states(
+        self,
+        noise: Float[Tensor, "batch channels height width"],
+        labels: Int[Tensor, " batch"] | None,
+        count: int,
+    ) -> tuple[
+        Float[Tensor, "batch channels height width"],
+        Float[Tensor, "batch count channels height width"],
+    ]:
+        """Return the images of a call, and float16 states on the way to them.
+
+        Their noise levels are `levels(count)`; the network is not called more often for them.
+        """
+        inputs: list[Tensor] = []
+        points = self._points(count)
+        wanted, calls = {point.call for point in points}, itertools.count()
+
+        def see(x: Tensor) -> None:
+            if next(calls) in wanted:
+                inputs.append(x)
+
+        images = self._sample(noise, labels, see)
+        scaled = (x * point.scale for x, point in zip(inputs, points, strict=True))
+        return images, torch.stack([x.half() for x in scaled], 1)
+
+    def _sample(
+        self, noise: Tensor, labels: Tensor | None, see: Callable[[Tensor], object]
+    ) -> Tensor:
+        """Make images; `see` is shown the network's input in every call of the sampler."""
         self._check(labels)
         device = next(self.network.parameters(), noise).device
         labels = None if labels is None else labels.to(device)
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
+            see(x)
             if labels is None or not self._guided:
                 return self._evaluate(x, time, labels)
             return self._guide(x, time, labels)

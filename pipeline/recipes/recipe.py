@@ -87,6 +87,7 @@ class Recipe:
             image_format=pairs.image_format,
             pairs_per_shard=pairs.pairs_per_shard,
             pack=pairs.pack,
+            trajectory=(1.0,) * pairs.trajectory_points,  # the levels need the teacher
         )
 
     def _images_of_folder(self) -> Images:

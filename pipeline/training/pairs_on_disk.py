@@ -60,7 +60,8 @@ class PairsOnDisk:
         m = self.manifest
         noise, labels = draw(0, range(m.pack), m.image_shape, m.num_classes)
         images = torch.rand(noise.shape) * 2 - 1
-        (sample,) = encode(0, Pairs(noise, images, labels), m.image_format, m.pack)
+        states = noise[:, None].repeat(1, len(m.trajectory), 1, 1, 1) if m.trajectory else None
+        (sample,) = encode(0, Pairs(noise, images, labels, states), m.image_format, m.pack)
         contents = (len(v) for k, v in sample.items() if k != "__key__")
         blocks = sum(1 + -(-length // BLOCK) for length in contents)
         return blocks * BLOCK / m.pack, "at most" if m.image_format == "png" else "exactly"
