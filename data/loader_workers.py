@@ -53,7 +53,7 @@ def assemble_ahead(loader: DataLoader) -> Iterator[Part]:
             if following.cancel() or futures.wait([following], timeout=1).done:
                 # Asked to, idle workers end at once. One that is killed while it looks at a lock
                 # keeps it, and DataLoader would wait for it when it is dropped.
-                items._shutdown_workers()
+                items._shutdown_workers()  # pyrefly: ignore[missing-attribute]
             thread.shutdown(wait=False)
             _kill(own)
 

@@ -5,12 +5,12 @@ import multiprocessing
 import os
 import signal
 import stat
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from multiprocessing.queues import Queue
 from pathlib import Path
+from resource import RLIMIT_FSIZE, setrlimit
 
 import pytest
 from torch import Tensor
@@ -19,7 +19,7 @@ import data.open_shard
 from data.claims import tidy
 from data.files import sync
 from data.lock import locked, read_owner, take
-from data.manifest import count_shards, read_record, tar_path
+from data.manifest import count_shards, open_data_set, read_record, tar_path
 from data.writer import write_shards
 
 from .problems import Softsign
@@ -118,24 +118,21 @@ def test_a_data_set_is_written_where_folders_cannot_be_synced(tmp_path, monkeypa
     assert count_shards(write_pairs(tmp_path, 2)) == 2
 
 
-FULL = """
-import signal, sys
-from pathlib import Path
-from resource import RLIMIT_FSIZE, setrlimit
-from data.manifest import open_data_set
-from tests.test_lock import MANIFEST
-
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-setrlimit(RLIMIT_FSIZE, (100, 100))
-try:
-    open_data_set(Path(sys.argv[1]), MANIFEST)
-except OSError as error:
-    print(error.filename)
-"""
+def open_where_files_are_short(folder: Path, names: Queue) -> None:
+    """Open a data set where files may have 100 bytes; report the one that cannot be written."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    setrlimit(RLIMIT_FSIZE, (100, 100))
+    try:
+        open_data_set(folder, MANIFEST)
+    except OSError as error:
+        names.put(error.filename)
 
 
 def test_a_manifest_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FULL, str(tmp_path)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == str(tmp_path / "manifest.json")
+    forks = multiprocessing.get_context("fork")
+    names = forks.Queue()
+    process = forks.Process(target=open_where_files_are_short, args=(tmp_path, names))
+    process.start()
+    assert names.get(timeout=60) == str(tmp_path / "manifest.json")
+    process.join()
     assert list(tmp_path.iterdir()) == []
