@@ -37,8 +37,8 @@ WAYS = {
     "unrolled": SMOKE,
     "normal": replace(SMOKE, model=replace(GETModel(), z0="normal", map="plain")),
     "checkpointed": replace(SMOKE, gradient_checkpointing=True),
-    "phantom": replace(SMOKE, gradient="phantom", solver_tol=1e-12, solver_max_steps=8),
-    "implicit": replace(SMOKE, gradient="implicit", solver_tol=1e-12, solver_max_steps=8),
+    "phantom": replace(SMOKE, gradient="phantom", solver_tol=1e-12, solver_max_steps=3),
+    "implicit": replace(SMOKE, gradient="implicit", solver_tol=1e-12, solver_max_steps=3),
     "window": replace(SMOKE, window_share=0.5),
     "penalty": replace(SMOKE, jacobian_weight=1.0),
     "micro-steps": replace(SMOKE, gradient_accumulation_steps=2),
@@ -51,7 +51,7 @@ def measured(config: TrainConfig) -> int:
     gc.collect()
     with LiveBytes() as memory:
         step = TrainingStep(config, build_student(config, MANIFEST))
-        for number in range(3):
+        for number in range(2):
             indices = range(number * BATCH, (number + 1) * BATCH)
             noise, labels = draw(0, indices, MANIFEST.image_shape, MANIFEST.num_classes)
             assert labels is not None
