@@ -8,15 +8,16 @@ labels. `pipeline/convert.py get_pairs` is the command.
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from data.data_set import open_data_set
 from data.files import write_json
-from data.manifest import ImageFormat, Manifest, open_data_set, read_record, record_path
+from data.manifest import ImageFormat, Manifest, read_record, record_path
 from data.pairs import Pairs
 from data.torch_file import StoredTensor, open_torch_file
 from data.writer import write_given
@@ -185,6 +186,6 @@ def convert(
             record = read_record(folder, shard)
             assert record is not None, "written above"
             record = replace(record, manifest=manifest.identity)
-            write_json(record_path(folder, shard), asdict(record))
+            write_json(record_path(folder, shard), record.as_json())
         open_data_set(folder, manifest)
     return shards, count

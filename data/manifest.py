@@ -12,14 +12,14 @@ import json
 import os
 import re
 from bisect import bisect_left
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from data.files import write_json
 from data.folder import Folder, Store
-from data.lock import locked
+from data.origins import is_derived, is_origins, parse_origins
 from data.store import Cached, Source, open_store
 from data.strict import Rule, integer, list_of, optional, parse, settings_of, text
 from data.teachers.settings import Execution, Sampler
@@ -48,6 +48,8 @@ class Manifest:
         vae: Folder or hub id whose `vae/` decodes the pairs if they are latents; None for images.
         imported: Whether noise and labels come from elsewhere, not from `seed` and index.
         trajectory: Noise levels of the states kept with a pair, falling (teachers/points.py).
+        derived: What the pairs were chosen from and how (origins.py); None if a teacher wrote them
+            here. Then `seed` and `teacher_batch_size` are those of the first source.
     """
 
     schema: int = SCHEMA
@@ -65,6 +67,7 @@ class Manifest:
     vae: str | None = None
     imported: bool = False
     trajectory: tuple[float, ...] = ()
+    derived: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse images that PNG cannot store."""
@@ -76,7 +79,14 @@ class Manifest:
 
     def as_json(self) -> dict[str, Any]:
         """Return what manifest.json holds."""
-        return {k: v for k, v in asdict(self).items() if v or k not in ("imported", "trajectory")}
+        unsaid = ("imported", "trajectory", "derived")
+        return {k: v for k, v in asdict(self).items() if v or k not in unsaid}
+
+    def differences(self, other: "Manifest", ignored: Container[str] = ("vae",)) -> list[str]:
+        """Say in what another manifest differs; a teacher may move, and its VAE with it."""
+        old, new = asdict(self), asdict(other)
+        names = [k for k in new if old[k] != new[k] and k not in ignored]
+        return [f"{k} was {old[k]!r}, is {new[k]!r}"[:500] for k in names]
 
     @property
     def identity(self) -> str:
@@ -100,6 +110,7 @@ class ShardRecord:
         sha256: Hash of the tar.
         bytes: Size of the tar.
         manifest: `identity` of the data set it belongs to; None in older records.
+        origins: Which pairs of which sources these are, if the data set is derived.
     """
 
     count: int
@@ -107,6 +118,11 @@ class ShardRecord:
     sha256: str
     bytes: int
     manifest: str | None = None
+    origins: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the file of the record holds."""
+        return {k: v for k, v in asdict(self).items() if v is not None or k != "origins"}
 
     def check(self, shard: int, manifest: Manifest) -> None:
         """Raise ValueError if this is the record of another shard or data set."""
@@ -115,6 +131,11 @@ class ShardRecord:
             raise ValueError(f"its record says {self.count} pairs from {self.first_index}")
         if self.manifest not in (None, manifest.identity):
             raise ValueError("its record is that of another data set")
+        runs = parse_origins(self.origins) if self.origins else []
+        sources = manifest.derived["sources"] if manifest.derived else []
+        right = sum(len(at) for _, at in runs) == (count if sources else 0)
+        if not right or any(source >= len(sources) for source, _ in runs):
+            raise ValueError("its record has other origins than those of its pairs")
 
 
 MANIFEST_RULES: dict[str, Rule] = {
@@ -133,6 +154,7 @@ MANIFEST_RULES: dict[str, Rule] = {
     "vae": optional(text),
     "imported": lambda value: isinstance(value, bool),
     "trajectory": list_of(lambda level: type(level) is float and 0 < level < 1e9, 0, 1000),
+    "derived": is_derived,
 }
 RECORD_RULES: dict[str, Rule] = {
     "count": integer(1, 2**31),
@@ -140,6 +162,7 @@ RECORD_RULES: dict[str, Rule] = {
     "sha256": text,
     "bytes": integer(0, 2**40),
     "manifest": optional(text),
+    "origins": is_origins,
 }
 
 
@@ -182,7 +205,7 @@ def read_manifest(folder: Source) -> Manifest:
     try:
         data = store.read("manifest.json")
         if (schema := parse(data, {}, unknown=True).get("schema")) == SCHEMA:
-            added = ("pack", "execution", "vae", "imported", "trajectory")
+            added = ("pack", "execution", "vae", "imported", "trajectory", "derived")
             found = parse(data, MANIFEST_RULES, added)
             found.update({k: tuple(v) for k, v in found.items() if isinstance(v, list)})
             return Manifest(**found)
@@ -196,35 +219,6 @@ def read_manifest(folder: Source) -> Manifest:
     raise InputError(f"expected schema {SCHEMA} in {store}, got {ascii(schema)[:50]}")
 
 
-def open_data_set(folder: Path, manifest: Manifest) -> None:
-    """Create a data set, or check that the one in `folder` was made with the same settings.
-
-    Any number of writers may call this at the same time: the first one creates the manifest, the
-    others compare theirs with it.
-
-    Raises:
-        InputError: If the settings differ; the message lists the differences.
-    """
-    path = folder / "manifest.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(lock_path(folder, "manifest.json")):
-            if not path.exists():
-                write_json(path, manifest.as_json())
-                return
-    old, new = asdict(read_manifest(folder)), asdict(manifest)
-    different = [
-        f"{k} was {old[k]!r}, is {new[k]!r}"
-        for k in new
-        if old[k] != new[k] and k != "vae"  # a teacher may move: its fingerprint is compared
-    ]
-    if different:
-        raise InputError(
-            f"expected the settings of the pairs in {folder}, got: {'; '.join(different)}; "
-            "choose another output_dir"
-        )
-
-
 def read_record(folder: Source, shard: int) -> ShardRecord | None:
     """Return the record of a shard, or None if the shard does not exist (yet).
 
@@ -233,7 +227,8 @@ def read_record(folder: Source, shard: int) -> ShardRecord | None:
     """
     store = open_store(folder)
     try:
-        return ShardRecord(**parse(store.read(record_name(shard)), RECORD_RULES, ("manifest",)))
+        data = store.read(record_name(shard))
+        return ShardRecord(**parse(data, RECORD_RULES, ("manifest", "origins")))
     except FileNotFoundError:
         return None
     except InputError:

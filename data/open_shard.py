@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -72,7 +71,7 @@ class OpenShard:
                 self.tar.write(sample)
         self.count += len(indices)
 
-    def publish(self) -> ShardRecord | None:
+    def publish(self, origins: str | None = None) -> ShardRecord | None:
         """Complete the tar and publish it with its record; None if pairs are missing."""
         if self.count != self.manifest.pairs_per_shard:  # an earlier batch could not be written
             return None
@@ -86,6 +85,7 @@ class OpenShard:
                 sha256=self.digest.hexdigest(),
                 bytes=self.bytes,
                 manifest=self.manifest.identity,
+                origins=origins,
             )
             return self._rename(record)
 
@@ -96,7 +96,7 @@ class OpenShard:
                 return published
             self.path.replace(self.target)
             sync(self.folder)  # a power cut must not keep the record and lose the tar
-            write_json(record_path(self.folder, self.shard), asdict(record))
+            write_json(record_path(self.folder, self.shard), record.as_json())
             sync(self.folder)
         return record
 

@@ -4,8 +4,10 @@
 """
 
 import torch
+from torch import Tensor
 
-from data.manifest import DamagedShard, Manifest, read_record
+from data.manifest import DamagedShard, Manifest, ShardRecord, read_record
+from data.origins import cut, parse_origins
 from data.pairs import Pairs
 from data.reader import load_shard, read_shard
 from data.store import Source, open_store
@@ -28,7 +30,8 @@ def find_damage(source: Source, shard: int, manifest: Manifest) -> str | None:
     try:
         record = read_record(store, shard)
         pairs = load_shard(store, shard, record, manifest, states=True)
-        return None if manifest.imported else _other_draws(pairs, shard, manifest)
+        assert record is not None, "or it would not have been loaded"
+        return None if manifest.imported else _other_draws(pairs, record, manifest)
     except DamagedShard:
         return "a record that cannot be read"
     except InputError:
@@ -39,19 +42,31 @@ def find_damage(source: Source, shard: int, manifest: Manifest) -> str | None:
         return str(error)
 
 
-def _other_draws(pairs: Pairs, shard: int, manifest: Manifest) -> str | None:
+def _draw(record: ShardRecord, manifest: Manifest, rows: range) -> tuple[Tensor, Tensor | None]:
+    """Draw noise and labels of some rows of a shard from the seeds and indices they are of."""
+    first, shape, num_classes = record.first_index, manifest.image_shape, manifest.num_classes
+    if manifest.derived is None:
+        indices = range(first + rows.start, first + rows.stop)
+        return draw(manifest.seed, indices, shape, num_classes)
+    seeds = [source["seed"] for source in manifest.derived["sources"]]
+    runs = cut(parse_origins(record.origins or ""), rows)
+    noise, labels = zip(*(draw(seeds[n], at, shape, num_classes) for n, at in runs), strict=True)
+    return torch.cat(noise), None if num_classes is None else torch.cat(labels)
+
+
+def _other_draws(pairs: Pairs, record: ShardRecord, manifest: Manifest) -> str | None:
     """Say which pairs of a shard are not those of the seed and their index."""
-    first, seed = shard * len(pairs), manifest.seed
-    indices = range(first, first + len(pairs))
-    noise, labels = draw(seed, indices, manifest.image_shape, manifest.num_classes)
+    noise, labels = _draw(record, manifest, range(len(pairs)))
     # Mathematical functions of other machines may round differently.
     same = ((noise - pairs.noise).abs() <= 1e-5).flatten(1).all(1)
     if labels is not None and pairs.labels is not None:
         same &= labels == pairs.labels
     if same.all():
         return None
+    whose = f"seed {manifest.seed}" if manifest.derived is None else "their origins"
+    first = record.first_index
     others = (~same).nonzero().flatten().tolist()
-    return f"{len(others)} pairs, {first + others[0]} the first, that are not those of seed {seed}"
+    return f"{len(others)} pairs, {first + others[0]} the first, that are not those of {whose}"
 
 
 def compare_with_teacher(
@@ -60,7 +75,7 @@ def compare_with_teacher(
     """Make one teacher batch of a shard again and compare.
 
     It is the same batch as in writing, so on the same hardware and versions the difference is 0;
-    elsewhere a deterministic sampler differs by about one level.
+    elsewhere, and for a derived data set, a deterministic sampler differs by about one level.
 
     Returns:
         Whether noise and labels are bitwise those of their indices, the largest difference of a
@@ -68,10 +83,12 @@ def compare_with_teacher(
         The states of trajectories count as pixels.
     """
     size, total = manifest.teacher_batch_size, manifest.pairs_per_shard
-    at = slice(batch * size, min((batch + 1) * size, total))
-    indices = range(shard * total + at.start, shard * total + at.stop)
+    rows = range(batch * size, min((batch + 1) * size, total))
+    at = slice(rows.start, rows.stop)
     stored = read_shard(source, shard, manifest, states=True).take(at).as_floats()
-    noise, labels = draw(manifest.seed, indices, manifest.image_shape, manifest.num_classes)
+    record = read_record(source, shard)
+    assert record is not None, "or it would not have been read"
+    noise, labels = _draw(record, manifest, rows)
     same = torch.equal(noise, stored.noise)
     if labels is not None and stored.labels is not None:
         same = same and torch.equal(labels, stored.labels)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from data.claims import tidy
+from data.data_set import open_data_set
 from data.manifest import (
     Manifest,
     ShardRecord,
     finished_shard,
-    open_data_set,
 )
 from data.open_shard import OpenShard
 from data.pair_settings import PairSettings
@@ -146,13 +146,18 @@ def let_make(teacher: Teacher, manifest: Manifest, noise: Tensor, labels: Tensor
     return Pairs(noise, images.cpu(), labels, states.cpu())
 
 
-def write_given(folder: Path, shard: int, manifest: Manifest, pairs: Pairs) -> ShardRecord:
-    """Publish one shard of pairs that already exist, images in [-1, 1]; see `write_shards`."""
+def write_given(
+    folder: Path, shard: int, manifest: Manifest, pairs: Pairs, origins: str | None = None
+) -> ShardRecord:
+    """Publish one shard of pairs that already exist, images in [-1, 1]; see `write_shards`.
+
+    `origins` says what they were chosen from (origins.py); None if they were not.
+    """
     tar = OpenShard(folder, shard, manifest)
     try:
         first = shard * manifest.pairs_per_shard
         tar.add(range(first, first + len(pairs)), pairs)
-        record = tar.publish()
+        record = tar.publish(origins)
         assert record is not None, "as many pairs as a shard has"
         return record
     finally:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from data.manifest import ImageFormat, Manifest, open_data_set
+from data.data_set import open_data_set
+from data.manifest import ImageFormat, Manifest
 from data.mixture import Mixture
 from data.order import Order
 from data.pair_settings import PairSettings

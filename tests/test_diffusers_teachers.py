@@ -16,7 +16,8 @@ from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from torch import Tensor
 
 from data import SHIPPED
-from data.manifest import open_data_set, read_manifest
+from data.data_set import open_data_set
+from data.manifest import read_manifest
 from data.teachers.diffusers_folder import load_vae
 from data.teachers.open import open_teacher
 from data.teachers.settings import Execution, Sampler

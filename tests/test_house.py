@@ -70,7 +70,7 @@ def test_the_packages_come_from_this_repository():
 
 VERBS = {
     *("train_teacher", "train_classifier", "make_pairs", "pairs_status"),
-    *("verify_pairs", "train", "sample", "evaluate", "fid", "report"),
+    *("verify_pairs", "curate_pairs", "train", "sample", "evaluate", "fid", "report"),
     *("diagnose", "convert", "benchmark", "plan"),
 }
 ROOMS = {"recipes", "jobs", "training", "benchmarks"}

@@ -17,9 +17,10 @@ from torch import Tensor
 
 import data.open_shard
 from data.claims import tidy
+from data.data_set import open_data_set
 from data.files import sync
 from data.lock import locked, read_owner, take
-from data.manifest import count_shards, open_data_set, read_record, tar_path
+from data.manifest import count_shards, read_record, tar_path
 from data.writer import write_shards
 
 from .problems import Softsign

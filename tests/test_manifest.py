@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from data.data_set import open_data_set
 from data.manifest import (
     Manifest,
     count_shards,
     list_shards,
-    open_data_set,
     read_manifest,
     read_record,
     record_path,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.manifest import open_data_set, record_path
+from data.data_set import open_data_set
+from data.manifest import record_path
 from data.pairs import Pairs
 from data.writer import write_given
 from get.cost import LiveBytes, Macs, count_macs

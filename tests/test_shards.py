@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.manifest import count_shards, open_data_set, read_record, record_path
+from data.data_set import open_data_set
+from data.manifest import count_shards, read_record, record_path
 from data.writer import write_shards
 from get.noise import draw
 

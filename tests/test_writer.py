@@ -16,8 +16,9 @@ from torch import Tensor
 
 from data import SHIPPED
 from data.claims import missing_shards, tidy
+from data.data_set import open_data_set
 from data.files import hidden_path
-from data.manifest import count_shards, open_data_set, read_record
+from data.manifest import count_shards, read_record
 from data.open_shard import OpenShard
 from data.pair_settings import PairSettings
 from data.writer import generate_shard, write_shards

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 import webdataset
 from torch import Tensor
 
-from data.manifest import ImageFormat, Manifest, open_data_set, read_manifest, tar_path
+from data.data_set import open_data_set
+from data.manifest import ImageFormat, Manifest, read_manifest, tar_path
 from data.order import Order
 from data.pairs import Pairs
 from data.reader import batches

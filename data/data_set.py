@@ -1,0 +1,31 @@
+"""A data set that is written to: any number of jobs create it, or join those that did."""
+
+from pathlib import Path
+
+from data.files import write_json
+from data.lock import locked
+from data.manifest import Manifest, lock_path, read_manifest
+from get.errors import InputError
+
+
+def open_data_set(folder: Path, manifest: Manifest) -> None:
+    """Create a data set, or check that the one in `folder` was made with the same settings.
+
+    Any number of writers may call this at the same time: the first one creates the manifest, the
+    others compare theirs with it.
+
+    Raises:
+        InputError: If the settings differ; the message lists the differences.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(lock_path(folder, "manifest.json")):
+            if not path.exists():
+                write_json(path, manifest.as_json())
+                return
+    if different := read_manifest(folder).differences(manifest):
+        raise InputError(
+            f"expected the settings of the pairs in {folder}, got: {'; '.join(different)}; "
+            "choose another output_dir"
+        )

@@ -1,0 +1,299 @@
+"""Make data sets of pairs out of others, look at them, and publish them.
+
+    python -m pipeline.curate_pairs subset PAIRS --output_dir OUT --classes 3 5 --drop_curved 0.1
+    python -m pipeline.curate_pairs merge PAIRS PAIRS ... --output_dir OUT
+    python -m pipeline.curate_pairs reshard PAIRS --output_dir OUT --pack 256
+    python -m pipeline.curate_pairs preview PAIRS --output_dir FOLDER
+    python -m pipeline.curate_pairs push PAIRS USER/NAME
+
+PAIRS is whatever training reads, OUT a local folder. Like make_pairs.py, the same
+command continues, and several jobs share the work. Next: verify_pairs.py, which knows where the
+pairs of such a data set come from.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+
+from data.claims import Claims, missing_shards, tidy
+from data.data_set import open_data_set
+from data.derive import Chosen, Derived, Whole, check_alike, choose, distances, open_whole
+from data.files import check_local, new_file, write_json
+from data.pairs import Pairs
+from data.reader import read_shard
+from data.summary import summarise
+from get.errors import InputError
+from get.images import grid, to_uint8
+from pipeline import cli
+from pipeline.jobs.push import push
+from pipeline.jobs.sheet import stacked
+from pipeline.recipes.settings_make import positive
+
+CLASSES = 20  # that a contact sheet shows
+COLUMNS = 16  # pairs of each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """Where a derived data set goes, and its layout.
+
+    Attributes:
+        output_dir: The folder of the new data set.
+        pairs_per_shard: Pairs per tar file; None is as before. Pairs at the end that do not fill
+            one are left out.
+        pack: Pairs per member of a tar; None is as before.
+    """
+
+    output_dir: Path
+    pairs_per_shard: int | None = None
+    pack: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(pairs_per_shard=self.pairs_per_shard or 1, pack=self.pack or 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset(Writing):
+    """Keep some pairs of a data set: those that fulfil every condition.
+
+    Attributes:
+        pairs: The data set.
+        shards: Shards to keep, such as 0-99,200; None is all.
+        indices: A text file of pairs to keep, numbers and ranges such as 0-99,200 in any order,
+            counted in this data set.
+        classes: Labels to keep; none is all.
+        drop_curved: Share of the pairs that are left to drop: those with the largest |x - z|,
+            which are the hardest to learn.
+    """
+
+    pairs: tyro.conf.Positional[str]
+    shards: str | None = None
+    indices: Path | None = None
+    classes: tuple[int, ...] = ()
+    drop_curved: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a share of everything."""
+        super().__post_init__()
+        if not 0 <= self.drop_curved < 1:
+            raise InputError(f"expected drop_curved in [0, 1), got {self.drop_curved}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(Writing):
+    """Join data sets of one teacher and one shape, of other seeds or without a pair in common.
+
+    Attributes:
+        pairs: The data sets, in this order.
+    """
+
+    pairs: tyro.conf.Positional[tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reshard(Writing):
+    """Cut the same pairs into other shards, or stack them otherwise.
+
+    Attributes:
+        pairs: The data set.
+    """
+
+    pairs: tyro.conf.Positional[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """Write a contact sheet and figures of a data set.
+
+    Attributes:
+        pairs: The data set.
+        output_dir: The folder of preview.png and preview.json.
+        num_pairs: Pairs to look at, in whole shards, evenly spread.
+    """
+
+    pairs: tyro.conf.Positional[str]
+    output_dir: Path
+    num_pairs: int = 8192
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        positive(num_pairs=self.num_pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Publish a data set on the hub: tars first, then manifest, records and a card in one commit.
+
+    Attributes:
+        pairs: The folder of the data set.
+        repo_id: USER/NAME; it is created if there is none.
+        private: Whether a new one is private.
+    """
+
+    pairs: tyro.conf.Positional[Path]
+    repo_id: tyro.conf.Positional[str]
+    private: bool = False
+
+
+Curation = Subset | Merge | Reshard | Preview | Push
+VERBS: dict[str, Curation] = {
+    "subset": Subset(pairs=tyro.MISSING, output_dir=tyro.MISSING),
+    "merge": Merge(pairs=tyro.MISSING, output_dir=tyro.MISSING),
+    "reshard": Reshard(pairs=tyro.MISSING, output_dir=tyro.MISSING),
+    "preview": Preview(pairs=tyro.MISSING, output_dir=tyro.MISSING),
+    "push": Push(pairs=tyro.MISSING, repo_id=tyro.MISSING),
+}
+
+
+def main(config: Curation) -> None:
+    """Do what the settings name."""
+    if not isinstance(config, Push):
+        check_local(config.output_dir)
+    match config:
+        case Subset():
+            write(config, "subset", (whole := open_whole(config.pairs),), [subset(config, whole)])
+        case Merge():
+            check_alike(wholes := [open_whole(place) for place in config.pairs])
+            write(config, "merge", wholes, [range(len(whole)) for whole in wholes])
+        case Reshard():
+            write(config, "reshard", (whole := open_whole(config.pairs),), [range(len(whole))])
+        case Preview():
+            preview(config)
+        case Push():
+            push(open_whole(config.pairs), config.repo_id, private=config.private)
+
+
+def subset(config: Subset, whole: Whole) -> Chosen:
+    """Return the pairs that the settings choose."""
+    size, within = whole.manifest.pairs_per_shard, None
+    if config.shards is not None:
+        shards = numbers(config.shards, "--shards")
+        within = (shards[:, None] * size + np.arange(size)).reshape(-1)
+    if config.indices is not None:
+        try:
+            listed = numbers(config.indices.read_text(), str(config.indices))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"expected a text file of indices, got {config.indices}: {error}; check the path"
+            ) from error
+        within = listed if within is None else np.intersect1d(within, listed)
+    reads = -(-(len(whole) if within is None else len(within)) // size)
+    with cli.progress_bar(reads, "choose", "shard", shown=bool(config.drop_curved)) as bar:
+        return choose(
+            whole,
+            within=within,
+            classes=config.classes,
+            drop_curved=config.drop_curved,
+            progress=bar.update,
+        )
+
+
+def numbers(text: str, where: str) -> np.ndarray:
+    """Return the numbers of a list such as `0-99,200`, in order, each once."""
+    parts = [part for part in re.split(r"[\s,]+", text) if part]
+    fits = [re.fullmatch(r"([0-9]{1,12})(?:-([0-9]{1,12}))?", part) for part in parts]
+    bad = [part for part, fit in zip(parts, fits, strict=True) if fit is None]
+    if bad or not parts:
+        raise InputError(
+            f"expected numbers and ranges such as 0-99,200 in {where}, got "
+            f"{ascii(bad[0])[:50] if bad else 'none'}"
+        )
+    ranges = [range(int(fit[1]), int(fit[2] or fit[1]) + 1) for fit in fits if fit]
+    return np.unique(np.concatenate([np.arange(r.start, r.stop) for r in ranges]))
+
+
+def write(config: Writing, verb: str, wholes: Sequence[Whole], chosen: Sequence[Chosen]) -> None:
+    """Write those shards of a derived data set that are missing and that no other job writes."""
+    settings = {
+        name: value.name if isinstance(value, Path) else _plain(value)
+        for name in ("shards", "indices", "classes", "drop_curved")
+        if (value := getattr(config, name, None))
+    }
+    derived = Derived(
+        verb=verb,
+        settings=settings,
+        wholes=wholes,
+        chosen=chosen,
+        pairs_per_shard=config.pairs_per_shard,
+        pack=config.pack,
+    )
+    open_data_set(store := config.output_dir, derived.manifest)
+    size, written = derived.manifest.pairs_per_shard, 0
+    rest = list(missing_shards(store, range(derived.shards)))
+    bar = cli.progress_bar(len(rest) * size, verb, "pair")
+    with cli.Signals() as signals, bar, Claims(store, derived.shards) as claims:
+        before = -1
+        while written > before:
+            before = written
+            for shard in claims.missing(rest):
+                derived.write(store, shard)
+                written += 1
+                bar.update(size)
+                if signals.received:
+                    bar.close()
+                    signals.exit(signals.received, f"{written} shards are written to {store}")
+            rest = sorted(claims.others)  # look again: a job may have died since
+    tidy(store)
+    left = derived.count - derived.shards * size
+    others = len(list(missing_shards(store, range(derived.shards))))
+    remarks = [f"{left} more do not fill a shard and are left out"] if left else []
+    remarks += [f"other jobs are at work on {others} of them"] if others else []
+    print(
+        f"{store}: {derived.shards * size:,} pairs in {derived.shards} shards, {written} of them "
+        f"written now{''.join(f'; {remark}' for remark in remarks)}",
+        file=sys.stderr,
+    )
+
+
+def _plain(value: object) -> object:
+    """Return a setting as JSON gives it back, so that a later call finds the same."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def preview(config: Preview) -> None:
+    """Write the contact sheet and the figures."""
+    whole = open_whole(config.pairs)
+    count = min(-(-config.num_pairs // whole.manifest.pairs_per_shard), len(whole.records))
+    shards = np.linspace(0, len(whole.records) - 1, count).astype(int).tolist()
+    figures = summarise(whole, shards)
+    write_json(config.output_dir / "preview.json", figures)
+    first = read_shard(whole.store, shards[0], whole.manifest).as_floats()
+    with new_file(config.output_dir / "preview.png") as temporary:
+        stacked(strips(first)).save(temporary, format="png")
+    quantiles = ", ".join(f"{q}: {x:.2f}" for q, x in figures["distance_quantiles"].items())
+    print(
+        f"{config.output_dir}: {figures['looked_at']:,} of {figures['pairs']:,} pairs; "
+        f"|x - z| {quantiles}"
+    )
+
+
+def strips(pairs: Pairs) -> list[tuple[str, Image.Image]]:
+    """Return the first pairs of each class, and those with the least and the largest |x - z|."""
+    order = distances(pairs).argsort()
+    found = [("least |x - z|", order[:COLUMNS]), ("largest |x - z|", order[-COLUMNS:])]
+    if pairs.labels is None:
+        found.append(("the first", torch.arange(min(len(pairs), 4 * COLUMNS))))
+    else:
+        for label in pairs.labels.unique().tolist()[:CLASSES]:
+            found.append((f"class {label}", (pairs.labels == label).nonzero()[:COLUMNS, 0]))
+    return [(name, grid(visible(pairs.take(at).images), COLUMNS, 3)) for name, at in found]
+
+
+def visible(images: torch.Tensor) -> torch.Tensor:
+    """Return images as 8 bits; of latents three channels, within their own range."""
+    if images.shape[1] not in (1, 3):
+        images = images[:, :3] if images.shape[1] > 3 else images[:, :1]
+        images = images / images.abs().amax().clamp_min(1e-12)
+    return to_uint8(images)
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda recipes: VERBS)
