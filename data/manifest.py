@@ -162,7 +162,7 @@ RECORD_RULES: dict[str, Rule] = {
     "sha256": text,
     "bytes": integer(0, 2**40),
     "manifest": optional(text),
-    "origins": is_origins,
+    "origins": optional(is_origins),
 }
 
 
