@@ -74,7 +74,7 @@ def _assemble(items: Iterable[Part | str], readers: int) -> Iterator[Part]:
 
 def ignore_signals(worker: int) -> None:
     """Let a loader worker survive signals: training needs batches until its state is saved."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

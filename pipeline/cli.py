@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import tyro
 from tqdm import tqdm
@@ -36,26 +36,28 @@ class Failed(RuntimeError):
 
 
 class Signals:
-    """Remembers the first INT, TERM or USR1 so that work can stop at a good place.
+    """Remembers the first signal that asks to stop, so that work can stop at a good place.
 
-    A second Ctrl-C stops at once: everything on disk is whole at any moment.
+    INT is Ctrl-C, HUP a closed terminal (unless nohup has it ignored), TERM and USR1 come from
+    schedulers. A second Ctrl-C stops at once: everything on disk is whole at any moment.
     """
 
     def __init__(self) -> None:
         """Nothing received yet."""
         self.received: int | None = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         """Take the signals over."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._note)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Give the signals back."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == number:

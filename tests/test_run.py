@@ -122,7 +122,7 @@ def test_restore_gives_every_bit_and_the_step_back(tmp_path):
     assert optimizer["param_groups"][0]["lr"] == 0.1 * 0.5
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_run_stopped_by_a_signal_is_saved_and_goes_on_as_if_nothing_had_happened(
     number, tmp_path, capsys
 ):
@@ -137,6 +137,15 @@ def test_a_run_stopped_by_a_signal_is_saved_and_goes_on_as_if_nothing_had_happen
     resumed = train(config(tmp_path)).modules["model"].state_dict()
     assert all(torch.equal(undisturbed[k], resumed[k]) for k in undisturbed)
     assert metrics(tmp_path) == metrics(tmp_path / "undisturbed")
+
+
+def test_a_closed_terminal_does_not_stop_what_nohup_started(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(config(tmp_path), stop_at(2, signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert finished(tmp_path / "run")
 
 
 def test_metrics_are_cut_at_the_resumed_step(tmp_path):
