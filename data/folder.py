@@ -70,9 +70,11 @@ class Folder(Store):
         try:
             # Not blocking: a FIFO would wait for a writer.
             with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
                     raise ValueError("no regular file")
-                return file.read(at_most + 1)
+                # Python reserves what it is asked for, and a record may ask for a terabyte.
+                return file.read(min(at_most, status.st_size) + 1)
         except IsADirectoryError:
             raise ValueError("a folder") from None
         except (FileNotFoundError, NotADirectoryError) as error:

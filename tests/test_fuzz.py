@@ -154,7 +154,6 @@ def run(cases: range, whole: dict[str, tuple[Path, list[Pairs]]], tmp_path: Path
         assert time.perf_counter() - began < SECONDS, seed
         assert tracemalloc.get_traced_memory()[1] - before < BYTES, seed
     tracemalloc.stop()
-    print(found)
     return found
 
 
