@@ -22,7 +22,7 @@ from data.reader import batches
 from get.models import Student
 from get.pipeline_get import GETPipeline
 from pipeline.jobs.checkpoints import latest
-from pipeline.jobs.processes import check_processes
+from pipeline.jobs.processes import check_launcher, check_processes
 from pipeline.jobs.run import Run, finished
 from pipeline.jobs.state import start_from
 from pipeline.jobs.trackers import check_trackers, start_trackers, track_picture
@@ -45,6 +45,7 @@ from pipeline.training.validation import Validation
 def main(config: TrainConfig) -> None:
     """Train a student; the same command continues, and does nothing once the run is finished."""
     check_trackers(config.report_to)
+    check_launcher(config.mixed_precision, config.gradient_accumulation_steps)
     # Precision and accumulation are the step's own; accelerate brings the processes together.
     accelerator = Accelerator(
         mixed_precision="no",

@@ -34,7 +34,7 @@ from get.noise import draw, step_seed
 from pipeline.jobs.card import check_card, write_card
 from pipeline.jobs.processes import check_processes
 from pipeline.jobs.run import Run
-from pipeline.recipes.settings_make import TeacherConfig
+from pipeline.recipes.settings_make import GROUPS, TeacherConfig
 from pipeline.training.updates import Updates
 
 
@@ -111,7 +111,7 @@ def build_unet(config: TeacherConfig, data: Labelled) -> UNet2DModel:
         layers_per_block=1,
         down_block_types=("DownBlock2D",) * (levels - 1) + (f"{attention}DownBlock2D",),
         up_block_types=(f"{attention}UpBlock2D",) + ("UpBlock2D",) * (levels - 1),
-        norm_num_groups=8,
+        norm_num_groups=GROUPS,
         attention_head_dim=config.block_out_channels[-1],
         num_class_embeds=int(data.labels.max()) + 1 if conditional(data) else None,
     )

@@ -1,5 +1,6 @@
 """Settings that mean nothing are refused by name; seeds give every step draws of its own."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,16 @@ import pytest
 
 from get.errors import InputError
 from get.noise import step_seed
-from pipeline.recipes.settings_make import PairsConfig, SampleConfig, TrainingConfig
+from pipeline.jobs.processes import check_launcher
+from pipeline.recipes.settings_make import (
+    ClassifierConfig,
+    PairsConfig,
+    SampleConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
 from pipeline.recipes.settings_measure import EvaluateConfig
-from pipeline.recipes.settings_train import TrainConfig
+from pipeline.recipes.settings_train import GETModel, TrainConfig, ViTModel
 from pipeline.training.build import check_batch
 from pipeline.training.step import TrainingStep
 
@@ -51,7 +59,26 @@ def make(kind: type, **changes):
         (TrainingConfig, {"checkpointing_steps": 0}),
         (TrainingConfig, {"ema_decay": 1.0}),
         (TrainingConfig, {"seed": -1}),
+        (TrainingConfig, {"learning_rate": float("nan")}),
+        (TrainingConfig, {"max_grad_norm": -1.0}),
+        (TrainingConfig, {"max_grad_norm": 0.0}),
+        (TrainingConfig, {"adam_beta2": 1.5}),
+        (TrainingConfig, {"lr_warmup_steps": -5}),
+        (TeacherConfig, {"muon_learning_rate": -1.0}),
+        (TeacherConfig, {"sigma_max": 0.001}),
+        (TeacherConfig, {"block_out_channels": (12, 16)}),
+        (ClassifierConfig, {"width": 0}),
         (TrainConfig, {"global_batch_size": 0}),
+        (TrainConfig, {"train_batch_size": 0}),
+        (TrainConfig, {"holdout_shards": -7}),
+        (TrainConfig, {"dataloader_num_workers": -1}),
+        (TrainConfig, {"iterate_decay": -3.0}),
+        (TrainConfig, {"frechet_weight": -1.0}),
+        (TrainConfig, {"jacobian_weight": -1.0}),
+        (TrainConfig, {"jacobian_probability": 2.0}),
+        (GETModel, {"iterations": 0}),
+        (GETModel, {"coda_depth": -1}),
+        (ViTModel, {"patch_size": 0}),
         (TrainConfig, {"streams": 0}),
         (TrainConfig, {"validation_steps": 0}),
         (TrainConfig, {"gradient_accumulation_steps": 0}),
@@ -60,12 +87,13 @@ def make(kind: type, **changes):
         (SampleConfig, {"num_images": 0}),
         (SampleConfig, {"iterations": 0}),
         (EvaluateConfig, {"batch_size": 0}),
+        (EvaluateConfig, {"holdout_shards": 0}),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_by_name(kind, changes):
     make(kind)
     (name, value), *_ = changes.items()
-    with pytest.raises(InputError, match=f"expected {name} .*got {value}"):
+    with pytest.raises(InputError, match=f"expected {name} .*got {re.escape(str(value))}"):
         make(kind, **changes)
 
 
@@ -77,6 +105,16 @@ def test_the_global_batch_is_divided_or_the_error_shows_the_product():
         check_batch(config, processes=3)
     with pytest.raises(InputError, match="got train_batch_size 32"):
         check_batch(replace(config, train_batch_size=32), processes=4)
+
+
+def test_what_accelerate_was_told_otherwise_is_refused():
+    precision, steps = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+    for agreed in ({}, {precision: "no"}, {precision: "bf16"}, {steps: "1"}, {steps: "2"}):
+        check_launcher("bf16", 2, agreed)
+    with pytest.raises(InputError, match="mixed_precision no from accelerate too, got 'bf16'"):
+        check_launcher("no", 2, {precision: "bf16"})
+    with pytest.raises(InputError, match=r"gradient_accumulation_steps 2 .*, got '4'"):
+        check_launcher("no", 2, {steps: "4"})
 
 
 def test_the_jacobian_penalty_is_applied_with_its_probability(tmp_path):

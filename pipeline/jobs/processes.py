@@ -39,6 +39,29 @@ def check_processes(accelerator: Accelerator, at_most: int | None = None) -> Non
         raise InputError(f"expected at most {at_most} process, got {together}")
 
 
+def check_launcher(
+    precision: str, micro_steps: int, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Check that accelerate was not told, by a flag of `accelerate launch`, another precision.
+
+    The same goes for the number of micro-steps. Both are settings of the script, and accelerate's
+    would have no effect. `accelerate launch` without a flag says "no".
+
+    Raises:
+        InputError: If it was.
+    """
+    for variable, flag, ours, default in (
+        ("ACCELERATE_MIXED_PRECISION", "mixed_precision", precision, "no"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps", micro_steps, "1"),
+    ):
+        theirs = environment.get(variable, default)
+        if theirs not in (default, str(ours)):
+            raise InputError(
+                f"expected {flag} {ours} from accelerate too, got {theirs!a} ({variable}); "
+                f"give --{flag} after the name of the script, where alone it has an effect"
+            )
+
+
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return the number of this process among those of its job on its machine."""
     numbers = (environment.get(name, "") for name in LOCAL_RANKS)

@@ -5,6 +5,7 @@ fill them in by name; the command line overrides single fields. Nothing here imp
 """
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -12,14 +13,23 @@ from data.pair_settings import PairSettings
 from get.choices import Body
 from get.errors import InputError
 
+GROUPS = 8  # of channels, in which a teacher's U-Net normalises
 LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 
 
-def positive(**values: float) -> None:
-    """Raise InputError unless every value is above 0."""
+def positive(**values: float | None) -> None:
+    """Raise InputError unless every value is above 0 and finite; None is a setting not given."""
     for name, value in values.items():
-        if value <= 0:
+        if value is not None and not 0 < value < inf:
             raise InputError(f"expected {name} above 0, got {value}")
+
+
+def within(low: float, high: float = inf, **values: float) -> None:
+    """Raise InputError unless every value is finite and from `low` to `high`."""
+    for name, value in values.items():
+        if not low <= value <= high or value == inf:
+            to = " or more" if high == inf else f" to {high}"
+            raise InputError(f"expected {name} of {low}{to}, got {value}")
 
 
 def unsigned(seed: int) -> None:
@@ -75,10 +85,13 @@ class TrainingConfig:
             checkpointing_steps=self.checkpointing_steps,
             checkpoints_total_limit=self.checkpoints_total_limit,
             log_steps=self.log_steps,
+            max_grad_norm=self.max_grad_norm,
         )
+        within(0, lr_warmup_steps=self.lr_warmup_steps)
         unsigned(self.seed)
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"expected ema_decay in [0, 1), got {self.ema_decay}")
+        for name in ("ema_decay", "adam_beta2"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise InputError(f"expected {name} in [0, 1), got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +123,26 @@ class TeacherConfig(TrainingConfig):
     sigma_max: float = 80.0
     check: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot mean anything."""
+        super().__post_init__()
+        positive(
+            muon_learning_rate=self.muon_learning_rate,
+            sigma_data=self.sigma_data,
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
+            **{"noise (its deviation)": self.noise[1]},
+        )
+        if self.sigma_min >= self.sigma_max:
+            raise InputError(
+                f"expected sigma_max above sigma_min {self.sigma_min}, got {self.sigma_max}"
+            )
+        channels = self.block_out_channels
+        if not channels or any(c < 1 or c % GROUPS for c in channels):
+            raise InputError(
+                f"expected block_out_channels that are multiples of {GROUPS}, got {channels}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(TrainingConfig):
@@ -129,6 +162,11 @@ class ClassifierConfig(TrainingConfig):
     width: int = 32
     features: int = 64
     background: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        super().__post_init__()
+        positive(width=self.width, features=self.features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +220,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
-        positive(num_images=self.num_images, batch_size=self.batch_size)
+        positive(num_images=self.num_images, batch_size=self.batch_size, iterations=self.iterations)
         unsigned(self.seed)
-        if self.iterations is not None:
-            positive(iterations=self.iterations)
         if not 0 <= self.tol < 1:
             raise InputError(f"expected tol in [0, 1), got {self.tol}")

@@ -41,7 +41,12 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
-        positive(num_images=self.num_images, batch_size=self.batch_size)
+        positive(
+            holdout_shards=self.holdout_shards,
+            num_images=self.num_images,
+            batch_size=self.batch_size,
+            **{f"iterations {k}": k for k in self.iterations},
+        )
 
 
 Metric = Literal["kid", "prc"]

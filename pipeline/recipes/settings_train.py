@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from get.choices import MapForm, Start
 from get.errors import InputError
-from pipeline.recipes.settings_make import TrainingConfig, positive
+from pipeline.recipes.settings_make import TrainingConfig, positive, within
 
 if TYPE_CHECKING:  # models need torch, settings do not
     from get.models import Student
@@ -25,6 +25,10 @@ class Architecture:
     """
 
     patch_size: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot mean anything; a subclass may have others."""
+        positive(patch_size=self.patch_size)
 
     def build(self, image_size: int, channels: int, num_classes: int | None) -> "Student":
         """Return a new student with initial weights; give its constructor keywords only.
@@ -48,6 +52,18 @@ class GETModel(Architecture):
     z0: Start = "injection"
     map: MapForm = "anchored"
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot mean anything."""
+        super().__post_init__()
+        positive(
+            width=self.width,
+            equilibrium_depth=self.equilibrium_depth,
+            heads=self.heads,
+            equilibrium_mlp_ratio=self.equilibrium_mlp_ratio,
+            iterations=self.iterations,
+        )
+        within(0, depth=self.depth, coda_depth=self.coda_depth)
+
     def build(self, image_size: int, channels: int, num_classes: int | None) -> "Student":
         """Return a new GET."""
         from get.models import GET
@@ -63,6 +79,11 @@ class ViTModel(Architecture):
     width: int = 64
     depth: int = 4
     heads: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot mean anything."""
+        super().__post_init__()
+        positive(width=self.width, depth=self.depth, heads=self.heads)
 
     def build(self, image_size: int, channels: int, num_classes: int | None) -> "Student":
         """Return a new ViT."""
@@ -189,14 +210,27 @@ class TrainConfig(TrainingConfig):
         """Refuse numbers below 1."""
         super().__post_init__()
         positive(
-            streams=1 if self.streams is None else self.streams,
-            shard_memory=1 if self.shard_memory is None else self.shard_memory,
+            streams=self.streams,
+            shard_memory=self.shard_memory,
+            train_batch_size=self.train_batch_size,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             validation_steps=self.validation_steps,
             solver_max_steps=self.solver_max_steps,
             solver_tol=self.solver_tol,
             muon_learning_rate=self.muon_learning_rate,
+            frechet_steps=self.frechet_steps,
+            frechet_images=self.frechet_images,
+            **{f"pairs_weights {weight}": weight for weight in self.pairs_weights},
         )
+        within(
+            0,
+            holdout_shards=self.holdout_shards,
+            dataloader_num_workers=self.dataloader_num_workers,
+            iterate_decay=self.iterate_decay,
+            frechet_weight=self.frechet_weight,
+            jacobian_weight=self.jacobian_weight,
+        )
+        within(0, 1, jacobian_probability=self.jacobian_probability)
         if len(self.pairs_weights or self.sources) != len(self.sources) or not self.sources:
             raise InputError(
                 f"expected pairs and pairs_weights, a weight for each data set, got "
@@ -225,7 +259,6 @@ class TrainConfig(TrainingConfig):
                 f"expected feature_network and real_images together, got {self.feature_network} "
                 f"and {self.real_images}; FID needs both"
             )
-        positive(frechet_steps=self.frechet_steps, frechet_images=self.frechet_images)
         if self.frechet_weight and self.feature_network is None:
             raise InputError("expected feature_network for frechet_weight, got none; name one")
         steps = self.frechet_steps + self.frechet_collecting_steps
