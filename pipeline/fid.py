@@ -13,7 +13,6 @@ from pipeline.recipes.recipe import fids
 if __name__ == "__main__":
     cli.check_arguments(fids)
 
-import fcntl
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from data.real.sources import ImageSource, open_source
 from get.errors import InputError
 from get.metrics.features import Features, open_features
 from get.metrics.streaming import Gaussian
+from pipeline.jobs import flock
 from pipeline.jobs.figures import Figures, References, summary, table, warnings
 from pipeline.jobs.generated import Generated, decoder, generated, is_student
 from pipeline.jobs.processes import local_device, local_main
@@ -239,13 +239,7 @@ def alone(path: Path, folder: Path) -> Iterator[None]:
     """Hold the lock of a task; refuse if another job is at the same task in this folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"expected {folder} to be free, got another job at work in it; wait for it or "
-                "choose another output_dir"
-            ) from None
+        flock.take(file, folder)
         yield
 
 
@@ -253,7 +247,7 @@ def alone(path: Path, folder: Path) -> Iterator[None]:
 def locked(path: Path) -> Iterator[None]:
     """Wait for the lock of what one process at a time does."""
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        flock.take(file, path.parent, wait=True)
         yield
 
 

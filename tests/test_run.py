@@ -1,5 +1,6 @@
 """A run saves, resumes bit by bit, and refuses a folder or settings that are not its own."""
 
+import errno
 import fcntl
 import json
 import os
@@ -247,6 +248,17 @@ def test_what_a_killed_job_left_half_written_is_not_foreign(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json.123.tmp").write_text("{")
     train(config(tmp_path))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_used_with_a_warning(number, tmp_path, monkeypatch, capsys):
+    def flock(*arguments: object) -> None:  # as Lustre without the option flock answers
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    train(config(tmp_path))
+    assert finished(tmp_path / "run")
+    assert f"no locks there ({os.strerror(number)}); only one job" in capsys.readouterr().err
 
 
 def test_a_second_job_in_the_same_folder_is_refused(tmp_path):

@@ -10,7 +10,6 @@ Nothing that trains here draws from a global random stream: every step is a func
 (seed, step), so a checkpoint needs no random states and a resumed run repeats no draw.
 """
 
-import fcntl
 import os
 import shutil
 import sys
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from data.files import delete_leftovers, new_file, write_json
 from get.errors import InputError
 from pipeline import cli
+from pipeline.jobs import flock
 from pipeline.jobs.checkpoints import (
     Progress,
     TrainState,
@@ -97,13 +97,7 @@ class Run:
             ) from error
 
     def _take_over(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"expected {self.path} to be free, got another job at work in it; "
-                "wait for it or choose another output_dir"
-            ) from None
+        flock.take(self._lock, self.path)
         # Loader workers would keep the lock for seconds after this process was killed.
         os.register_at_fork(after_in_child=self._lock.close)
         if self.config.overwrite_output_dir:
@@ -187,6 +181,11 @@ class Run:
 
     def _save(self, step: int, state: TrainState, save: Callable[[Path], object]) -> None:
         self.metrics.flush()  # never save what is not finite
+        if not self._alike(step, state):
+            raise cli.Failed(
+                f"expected the same weights in all processes after step {step}, got different "
+                f"ones; {name_latest(self.path)}; are the machines and their software the same?"
+            )
         if self.accelerator.is_main_process:
             progress = Progress(step, self.seconds, self.accelerator.num_processes)
             save_checkpoint(self.path, state, progress, save, self.config.checkpoints_total_limit)
@@ -196,11 +195,17 @@ class Run:
         """Load the newest checkpoint into `state`; return the number of steps it has done.
 
         Raises:
-            InputError: If the checkpoint cannot be read.
+            InputError: If the checkpoint cannot be read, or processes have read different ones.
         """
         newest, progress = latest(self.path), Progress()
         if newest is not None:
             progress = load_checkpoint(newest, state)
+        if not self._alike(progress.step, state):
+            raise InputError(
+                f"expected all processes to start with the same checkpoint, got step "
+                f"{progress.step} or other weights in process {self.accelerator.process_index}; "
+                f"let all machines share {self.path} and what --init_from names"
+            )
         self.seconds, total = progress.seconds, self.config.max_train_steps
         if finished(self.path):
             self.say(f"{self.path}: finished; nothing to do")
@@ -213,6 +218,19 @@ class Run:
             delete_leftovers(self.path)
             self.metrics.cut(progress.step)
         return progress.step
+
+    def _alike(self, step: int, state: TrainState) -> bool:
+        """Say whether all processes are at this step, with weights of the same bytes (sums)."""
+        if self.accelerator.num_processes == 1:
+            return True
+        device = self.accelerator.device
+        facts = [torch.tensor(int(finished(self.path)), device=device)]
+        facts += [torch.tensor(step, device=device)]
+        for module in state.modules.values():
+            for value in module.state_dict().values():
+                facts.append(value.reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
+        rows = self.accelerator.gather(torch.stack(facts)[None])
+        return bool((rows == rows[0]).all())
 
     def published(self) -> list[str]:
         """Return the files of the newest checkpoint's result, relative to its folder."""
