@@ -20,6 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from get.errors import InputError
+from pipeline.jobs.launcher import end_with_launcher
 from pipeline.recipes import RECIPES, Recipe
 from pipeline.recipes.own import load
 
@@ -100,6 +101,7 @@ def run(
 def end_with_code(work: Callable[[], object]) -> None:
     """Do the work of a script; turn errors into one line and an exit code."""
     name = Path(sys.argv[0]).stem
+    end_with_launcher()
     try:
         work()
     except InputError as error:
