@@ -7,6 +7,7 @@ number of processes.
 
 import math
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -67,9 +68,13 @@ def draw(
 def draw_start(
     seed: int, indices: Iterable[int], shape: tuple[int, ...]
 ) -> Float[Tensor, "batch ..."]:
-    """Draw the random start of GET's iteration for models whose `z0` is "normal"."""
+    """Draw the random start of GET's iteration for models whose `z0` is "normal".
+
+    A start can have 200,000 numbers: as many threads as torch uses draw one each.
+    """
     count = math.prod(shape)
-    rows = [_normal(_stream(seed, index, START), count) for index in indices]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        rows = list(threads.map(lambda i: _normal(_stream(seed, i, START), count), indices))
     return torch.from_numpy(np.stack(rows)).view(-1, *shape)
 
 

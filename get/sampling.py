@@ -18,6 +18,7 @@ def generate(
     *,
     seed: int,
     indices: Sequence[int],
+    z0: Float[Tensor, "batch ..."] | None = None,
     iterations: int | None = None,
     tol: float = 0.0,
     batch_size: int = 256,
@@ -30,6 +31,7 @@ def generate(
         labels: Class indices; None exactly if the model is unconditional.
         seed: Names, with `indices`, the random starts of a model that draws them.
         indices: One a sample.
+        z0: What `random_start` returns for these; None draws it, a batch at a time.
         iterations: Number of iterations; None takes the model's own.
         tol: An image stops iterating at this relative residual; 0 never stops early.
         batch_size: Images at once; has no influence on them.
@@ -44,9 +46,12 @@ def generate(
     for at in range(0, len(noise), batch_size):
         rows = slice(at, at + batch_size)
         classes = None if labels is None else labels[rows].to(model.device)
-        z0 = random_start(model, seed, indices[rows])
+        if z0 is None:
+            start = random_start(model, seed, indices[rows])
+        else:
+            start = z0[rows].to(model.device)
         images = model.images(
-            noise[rows].to(model.device), classes, iterations=iterations, z0=z0, tol=tol
+            noise[rows].to(model.device), classes, iterations=iterations, z0=start, tol=tol
         )
         parts.append(images.float().cpu())
     return torch.cat(parts)

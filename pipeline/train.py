@@ -77,9 +77,7 @@ def main(config: TrainConfig) -> None:
 
     # ---- what watches and what is saved
     skipped = Skipped() if config.skip_damaged_shards else None
-    validation = None
-    if accelerator.is_main_process:
-        validation = Validation(config, manifest, order, accelerator.device, skipped)
+    validation = Validation(config, manifest, order, accelerator, skipped)
     pipeline = GETPipeline(average, find_vae(config, manifest))
     pipeline.set_progress_bar_config(disable=True)
 
@@ -102,8 +100,7 @@ def main(config: TrainConfig) -> None:
             run.record(number, **train_step(batch, number))
             done = number + 1
             if done % config.validation_steps == 0 or done == config.max_train_steps:
-                if validation is not None:
-                    validate(run, validation, average, number)
+                validate(run, validation, average, number)
                 accelerator.wait_for_everyone()
                 if skipped is not None:
                     run.log(number, damaged_shards=skipped.count(order, accelerator))
@@ -112,8 +109,11 @@ def main(config: TrainConfig) -> None:
 
 
 def validate(run: Run, validation: Validation, model: Student, number: int) -> None:
-    """Measure the averaged weights and draw the grid of fixed noise."""
-    if figures := validation.measure(model):
+    """Measure the averaged weights together; the main process draws the grid of fixed noise."""
+    figures = validation.measure(model)
+    if not run.accelerator.is_main_process:
+        return
+    if figures:
         run.log(number, **figures)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         run.say(f"step {number + 1}: {shown}")
