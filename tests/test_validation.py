@@ -98,7 +98,11 @@ def test_the_start_of_a_held_out_pair_is_drawn_once(digit_pairs, monkeypatch):
 def test_bf16_trainings_are_validated_in_bf16(digit_pairs):
     ours, model, seen = validation(digit_pairs), student(), set()
     ours.config = replace(ours.config, mixed_precision="bf16")
-    model.blocks[0].attn.register_forward_hook(lambda *x: seen.add(x[-1].dtype))
+
+    def note(layer: torch.nn.Module, given: object, made: torch.Tensor) -> None:
+        seen.add(made.dtype)
+
+    model.get_submodule("blocks.0.attn").register_forward_hook(note)
     ours.measure(model)
     assert seen == {torch.bfloat16}
 

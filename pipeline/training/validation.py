@@ -100,7 +100,8 @@ class Validation:
             return None
         whole, accelerator = Pairs.cat(parts), self.accelerator
         size = -(-len(whole) // accelerator.num_processes)
-        places = [(accelerator.process_index * size + i) % len(whole) for i in range(size)]
+        first = accelerator.process_index * size
+        places = [place % len(whole) for place in range(first, first + size)]
         return Part(whole.take(torch.tensor(places)), places, len(whole))
 
     def measure(self, model: Student) -> dict[str, float]:
