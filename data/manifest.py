@@ -154,7 +154,7 @@ MANIFEST_RULES: dict[str, Rule] = {
     "vae": optional(text),
     "imported": lambda value: isinstance(value, bool),
     "trajectory": list_of(lambda level: type(level) is float and 0 < level < 1e9, 0, 1000),
-    "derived": is_derived,
+    "derived": optional(is_derived),
 }
 RECORD_RULES: dict[str, Rule] = {
     "count": integer(1, 2**31),
