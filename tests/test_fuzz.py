@@ -159,12 +159,12 @@ def run(cases: range, whole: dict[str, tuple[Path, list[Pairs]]], tmp_path: Path
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_no_damage_passes_as_whole_or_ends_in_a_traceback(whole, tmp_path):
-    assert run(range(200), whole, tmp_path).keys() >= {"refused", "named", "the same"}
+    assert run(range(120), whole, tmp_path).keys() >= {"refused", "named", "the same"}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("as_users_run_it")
 def test_no_damage_of_thousands_passes_as_whole_or_ends_in_a_traceback(whole, tmp_path):
-    found = run(range(200, 5200), whole, tmp_path)
+    found = run(range(120, 5120), whole, tmp_path)
     assert found["images of another"] < 200

@@ -128,8 +128,12 @@ def test_a_run_stopped_by_a_signal_is_saved_and_goes_on_as_if_nothing_had_happen
     number, tmp_path, capsys
 ):
     undisturbed = train(config(tmp_path / "undisturbed")).modules["model"].state_dict()
-    with pytest.raises(SystemExit) as stopped:
-        train(config(tmp_path), stop_at(2, number))
+    before = signal.signal(number, signal.SIG_DFL)  # the tests may have been started with nohup
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            train(config(tmp_path), stop_at(2, number))
+    finally:
+        signal.signal(number, before)
     assert stopped.value.code == 128 + number
     assert f"stopped by {number.name}: step 3 of 6 is saved" in capsys.readouterr().err
     assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-3"]
