@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from get.equilibrium import DeltaMemory
 from get.models import Student
 from get.noise import draw_start
 
@@ -21,6 +22,7 @@ def generate(
     z0: Float[Tensor, "batch ..."] | None = None,
     iterations: int | None = None,
     tol: float = 0.0,
+    delta: DeltaMemory | None = None,
     batch_size: int = 256,
 ) -> Float[Tensor, "batch channels side side"]:
     """Make images of given noise; what else is random comes from (seed, index) too.
@@ -34,6 +36,7 @@ def generate(
         z0: What `random_start` returns for these; None draws it, a batch at a time.
         iterations: Number of iterations; None takes the model's own.
         tol: An image stops iterating at this relative residual; 0 never stops early.
+        delta: Skips small changes from one iteration to the next; None skips nothing.
         batch_size: Images at once; has no influence on them.
 
     Returns:
@@ -51,7 +54,12 @@ def generate(
         else:
             start = z0[rows].to(model.device)
         images = model.images(
-            noise[rows].to(model.device), classes, iterations=iterations, z0=start, tol=tol
+            noise[rows].to(model.device),
+            classes,
+            iterations=iterations,
+            z0=start,
+            tol=tol,
+            delta=delta,
         )
         parts.append(images.float().cpu())
     return torch.cat(parts)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from data.files import new_file, read_json, write_json
+from get.equilibrium import DeltaMemory
 from get.errors import InputError
 from get.images import from_pil, grid, to_pil, to_uint8
 from get.noise import draw
@@ -49,6 +50,10 @@ def main(config: SampleConfig) -> None:
         "iterations": config.iterations,
         **({"tol": config.tol} if config.tol else {}),
     }
+    delta = None
+    if config.delta_threshold:
+        delta = DeltaMemory(config.delta_threshold)
+        settings["delta_threshold"] = config.delta_threshold
     open_folder(config.output_dir, settings)
     missing = [
         i for i in range(rank, config.num_images, world) if not image_path(config, i).exists()
@@ -68,6 +73,7 @@ def main(config: SampleConfig) -> None:
                 indices=indices,
                 iterations=config.iterations,
                 tol=config.tol,
+                delta=delta,
             )
             with torch.no_grad():
                 images = pipeline.to_images(images).cpu()

@@ -172,5 +172,5 @@ def test_images_stop_iterating_by_their_residual_and_alone_as_in_a_batch():
         latents=noise[2:3], iterations=40, tol=1e-2, output_type="pt", return_dict=False
     )
     torch.testing.assert_close(alone, made[2:3])
-    with pytest.raises(InputError, match="leave iterations and tol out"):
+    with pytest.raises(InputError, match="leave iterations, tol and delta out"):
         GETPipeline(tiny_vit())(latents=noise, tol=0.1)

@@ -86,6 +86,7 @@ def make(kind: type, **changes):
         (PairsConfig, {"teacher_batch_size": 0}),
         (SampleConfig, {"num_images": 0}),
         (SampleConfig, {"iterations": 0}),
+        (SampleConfig, {"delta_threshold": -1.0}),
         (EvaluateConfig, {"batch_size": 0}),
         (EvaluateConfig, {"holdout_shards": 0}),
     ],

@@ -2,6 +2,11 @@
 
 from get.equilibrium.anderson import Anderson as Anderson
 from get.equilibrium.broyden import Broyden as Broyden
+from get.equilibrium.carry import Carry as Carry
+from get.equilibrium.delta import Apply as Apply
+from get.equilibrium.delta import DeltaMemory as DeltaMemory
+from get.equilibrium.delta import Unit as Unit
+from get.equilibrium.delta import direct as direct
 from get.equilibrium.gradient import Adjoint as Adjoint
 from get.equilibrium.gradient import Gradient as Gradient
 from get.equilibrium.gradient import Implicit as Implicit

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from get.equilibrium.carry import Carry
 from get.equilibrium.outcome import Outcome, measure, moves_on, relative
 from get.equilibrium.vectors import wide
 
@@ -93,8 +94,12 @@ def iterate(
     unit: Float[Tensor, " batch"] | None = None,
     keep_iterates: bool = False,
     compact: bool = False,
+    carry: Carry | None = None,
 ) -> Result:
     """Run the loop; arguments as in `solve.fixed_point`, states flat.
+
+    What a map with a `carry` says is believed only of samples that were evaluated in full. These
+    are all in the first and in the last step, and those that seemed to have converged before.
 
     `unit` takes the place of |f(z)| as the unit of the residual. It does not change with z, so a
     residual below `tol` is believed at once, and so is one that is a rounding error of z.
@@ -133,9 +138,19 @@ def iterate(
             return new
         return torch.where(stopped[:, None] if new.dim() > 1 else stopped, old, new)
 
+    seemed: Tensor | None = None  # which rows have converged, unless a shortcut made it seem so
+    full: Tensor | bool = True  # which rows are evaluated in full
+    if carry is not None:
+        carry.start()
+
     step = 0
     while step < max_steps:
         step += 1
+        if carry is not None:
+            full = step in (1, max_steps)
+            if seemed is not None and not full and step % check_every == 0:
+                full, seemed = seemed, None
+            carry.next(full)
 
         # Evaluate f; let the solver propose the next state; rows that have stopped keep theirs.
         z, fz = rows.z, f(rows.z, *inputs)
@@ -161,7 +176,7 @@ def iterate(
             rows.length, rows.size = still(rows.length, length), still(rows.size, size)
         else:
             # "best": the measured state; "lowest_residual": the one after it, as in locuslab/get.
-            better = length < rows.length
+            better = (length < rows.length) & full
             if stopped is not None:
                 better = better & ~stopped
             candidate = z if select == "best" else rows.z
@@ -183,6 +198,11 @@ def iterate(
         if unit is None and (step < max_steps or len(lengths) > 1):
             moving = moves_on(lengths, sizes[-1], check_every, eps)[rows.index] & (length > atol)
         converged = ends & finite & ~moving
+        if carry is not None:
+            seemed = converged & ~torch.as_tensor(full, device=device)
+            converged, ends = converged & ~seemed, ends & ~seemed
+            if len(lengths) > 1:  # the residual of a shortcut says little: keep the one before
+                lengths[-1] = whole(torch.where(seemed, lengths[-2][rows.index], length))
         if step < max_steps:
             ends = ends & (converged | ~finite)
 
@@ -208,11 +228,15 @@ def iterate(
             gone.append(rows.take(leave))
             rows, state = rows.take(stay), tuple(x.index_select(0, stay) for x in state)
             inputs, stopped = tuple(x.index_select(0, stay) for x in inputs), None
+            if carry is not None:
+                carry.take(stay)
+                seemed = None if seemed is None else seemed.index_select(0, stay)
 
     # Without a tolerance, outcomes are read off the lengths afterwards: exactly 0 has converged.
     seen, units = torch.stack(lengths), torch.stack(sizes)
     if not early:
-        finite, exact = torch.isfinite(seen + units).all(0), (seen == 0).any(0)
+        known = seen if carry is None else seen[-1:]  # full evaluations
+        finite, exact = torch.isfinite(seen + units).all(0), (known == 0).any(0)
         rows.outcome = torch.where(exact, CONVERGED, rows.outcome)
         rows.outcome = torch.where(finite, rows.outcome, NON_FINITE)
     unfinished = rows.evaluations == 0

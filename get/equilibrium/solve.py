@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from get.equilibrium.carry import Carry
 from get.equilibrium.gradient import (
     Adjoint,
     Gradient,
@@ -71,6 +72,7 @@ def fixed_point(
     select: Select = "best",
     keep_iterates: bool = False,
     compact: bool = False,
+    carry: Carry | None = None,
 ) -> Solution:
     """Search for a fixed point of f, for every sample on its own.
 
@@ -95,6 +97,11 @@ def fixed_point(
         keep_iterates: Also return every z_k.
         compact: Samples that have stopped leave the batch: same result, less work. Every
             batch-sized tensor that f uses must then be in `inputs`.
+        carry: What f remembers between its calls in order to take shortcuts, such as the
+            `DeltaMemory` that it uses; for solves without gradient. The first and the last
+            evaluation are made in full, and so is one of every sample that seems to have converged:
+            only a full evaluation can show that. "best" and "lowest_residual" choose among states
+            evaluated in full.
 
     Raises:
         ValueError: If an argument is out of range or of another kind, two exclude each other, f
@@ -104,6 +111,10 @@ def fixed_point(
     _check(max_steps, tol, atol, check_every, select)
     if compact and keep_iterates:
         raise ValueError("expected compact=True or keep_iterates=True, got both; choose one")
+    if carry is not None and torch.is_grad_enabled():
+        raise ValueError(
+            "expected no gradients with a carry, got some; solve under torch.no_grad()"
+        )
     unrolled = isinstance(gradient, Unrolled)
     shapes = _Shapes.of(z0)
     _check_inputs(inputs, shapes.batch if compact else None)
@@ -146,6 +157,7 @@ def fixed_point(
             select=select,
             keep_iterates=keep_iterates,
             compact=compact,
+            carry=carry,
         )
     z, adjoint = result.z, Adjoint()
     if torch.is_grad_enabled():

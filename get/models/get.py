@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from get.choices import MapForm, Start
-from get.equilibrium import Select, Solution, Unrolled, fixed_point, recomputed
+from get.equilibrium import Apply, DeltaMemory, Select, Solution, Unrolled, fixed_point, recomputed
 from get.errors import InputError
 from get.models.layers import Block, Decode, Embed, check_call, check_shape, initialise
 from get.models.student import Equilibrium, Rollout, Student, Trajectory
@@ -118,18 +118,6 @@ class GET(Student):
         """Shape of the random start of one sample's iteration; None if `z0` is not "normal"."""
         return self.state_shape if self.z0 == "normal" else None
 
-    def images(
-        self,
-        noise: Float[Tensor, "batch channels side side"],
-        labels: Int[Tensor, " batch"] | None = None,
-        *,
-        iterations: int | None = None,
-        z0: Float[Tensor, "batch tokens width"] | None = None,
-        tol: float = 0.0,
-    ) -> Float[Tensor, "batch channels side side"]:
-        """Make images; see `Student.images`."""
-        return self(noise, labels, iterations=iterations, z0=z0, tol=tol)
-
     def forward(
         self,
         noise: Float[Tensor, "batch channels side side"],
@@ -139,6 +127,7 @@ class GET(Student):
         z0: Float[Tensor, "batch tokens width"] | None = None,
         generator: torch.Generator | None = None,
         tol: float = 0.0,
+        delta: DeltaMemory | None = None,
     ) -> Float[Tensor, "batch channels side side"]:
         """Make images from noise.
 
@@ -149,6 +138,7 @@ class GET(Student):
             z0: Start of the iteration; None follows the config's policy.
             generator: Draws the start where the policy is "normal" and `z0` is None.
             tol: An image stops iterating at this relative residual; 0 never stops early.
+            delta: Skips small changes in the equilibrium blocks; without gradients only.
 
         Returns:
             Images, nominally in [-1, 1], not clipped.
@@ -157,7 +147,7 @@ class GET(Student):
             InputError: If shapes or labels do not fit the model, or a start has to be drawn and
                 there is no generator.
         """
-        return self.image_of(self.solve(noise, labels, iterations, z0, generator, tol).z)
+        return self.image_of(self.solve(noise, labels, iterations, z0, generator, tol, delta).z)
 
     def trajectory(
         self,
@@ -225,11 +215,13 @@ class GET(Student):
         z0: Tensor | None,
         generator: torch.Generator | None,
         tol: float = 0.0,
+        delta: DeltaMemory | None = None,
     ) -> Solution:
         """Run the injection blocks once and iterate the equilibrium map; no decoding."""
         problem = self.problem(noise, labels, z0, generator)
+        recompute = self.gradient_checkpointing and delta is None
         return fixed_point(
-            partial(self.equilibrium_map, recompute=self.gradient_checkpointing),
+            partial(self.equilibrium_map, recompute=recompute, apply=delta),
             problem.z0,
             inputs=problem.inputs,
             gradient=Unrolled(checkpoint=self.gradient_checkpointing),
@@ -237,6 +229,7 @@ class GET(Student):
             tol=tol,
             select=self.select,
             compact=tol > 0,
+            carry=delta,
         )
 
     def problem(
@@ -262,14 +255,17 @@ class GET(Student):
             u = [u_i + label for u_i in u]
         return Problem(self._start(x, generator) if z0 is None else z0, (x, *u))
 
-    def equilibrium_map(self, z: Tensor, x: Tensor, *u: Tensor, recompute: bool = False) -> Tensor:
+    def equilibrium_map(
+        self, z: Tensor, x: Tensor, *u: Tensor, recompute: bool = False, apply: Apply | None = None
+    ) -> Tensor:
         """Return f(z): the map whose fixed point is decoded; x and u are the injections.
 
-        `recompute` keeps nothing but the input of each block for the backward pass.
+        `recompute` keeps nothing but the input of each block for the backward pass; `apply` calls
+        the parts of the blocks, as a `DeltaMemory` does.
         """
         out = z
         for block, u_i in zip(self.equilibrium_blocks, u, strict=True):
-            out = recomputed(block, out, u_i) if recompute else block(out, u_i)
+            out = recomputed(block, out, u_i) if recompute else block(out, u_i, apply)
         return out if self.map == "plain" else x + (out - z)
 
     def image_of(

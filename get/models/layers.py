@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from get.equilibrium import Apply, direct
 from get.errors import InputError
 
 EPS = 1e-6  # of every LayerNorm
@@ -51,13 +52,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, injection: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, injection: Tensor | None, apply: Apply = direct) -> Tensor:
         """Attend over the tokens of x; `injection` is added before the heads are split."""
-        qkv = self.qkv(x)
+        qkv = apply(self.qkv, x)
         if injection is not None:
             qkv = qkv + injection
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return apply(self.proj, mixed)
 
 
 class MLP(nn.Module):
@@ -69,9 +71,9 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, apply: Apply = direct) -> Tensor:
         """Apply the perceptron to every token."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return apply(self.fc2, F.gelu(apply(self.fc1, x)))
 
 
 class Block(nn.Module):
@@ -85,10 +87,16 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=EPS)
         self.mlp = MLP(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor, injection: Tensor | None = None) -> Tensor:
-        """Map tokens (batch, tokens, width) to tokens of the same shape."""
-        x = x + self.attn(self.norm1(x), injection)
-        return x + self.mlp(self.norm2(x))
+    def forward(
+        self, x: Tensor, injection: Tensor | None = None, apply: Apply | None = None
+    ) -> Tensor:
+        """Map tokens (batch, tokens, width) to tokens of the same shape.
+
+        `apply` calls the parts that have weights; a `DeltaMemory` skips some of their work.
+        """
+        apply = apply or direct
+        x = x + apply(self.attn, self.norm1(x), injection)
+        return x + apply(self.mlp, self.norm2(x))
 
 
 class Embed(nn.Module):

@@ -14,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from get.equilibrium import Adjoint, Anderson, Gradient, Solver
+from get.equilibrium import Adjoint, Anderson, DeltaMemory, Gradient, Solver
 from get.errors import InputError
 
 
@@ -73,8 +73,9 @@ class Student(ModelMixin, ConfigMixin):
     """A one-step generator of square images.
 
     A subclass sets the three attributes without a default and defines `forward(noise, labels)`.
-    One that iterates sets `iterations` as well and overrides `start_shape`, `images` and
-    `trajectory`. Its constructor carries `@register_to_config`, as in diffusers.
+    One that iterates sets `iterations` as well, overrides `start_shape` and `trajectory`, and its
+    `forward` takes the arguments of `images`. The constructor carries `@register_to_config`, as in
+    diffusers.
 
     Attributes:
         image_size: Side of the image in pixels.
@@ -111,6 +112,7 @@ class Student(ModelMixin, ConfigMixin):
         iterations: int | None = None,
         z0: Float[Tensor, "batch ..."] | None = None,
         tol: float = 0.0,
+        delta: DeltaMemory | None = None,
     ) -> Float[Tensor, "batch channels side side"]:
         """Make images, nominally in [-1, 1], not clipped.
 
@@ -120,14 +122,17 @@ class Student(ModelMixin, ConfigMixin):
             iterations: Number of iterations; None takes the model's own.
             z0: Start of the iteration, of `start_shape`; None where none is drawn.
             tol: An image stops iterating at this relative residual; 0 never stops early.
+            delta: Skips small changes from one iteration to the next; None skips nothing.
 
         Raises:
             InputError: If the arguments do not fit the model.
         """
-        if iterations is not None or z0 is not None or tol:
+        if self.iterations is not None:
+            return self(noise, labels, iterations=iterations, z0=z0, tol=tol, delta=delta)
+        if iterations is not None or z0 is not None or tol or delta is not None:
             raise InputError(
                 f"expected a model that iterates for iterations, got a {type(self).__name__}; "
-                "leave iterations and tol out"
+                "leave iterations, tol and delta out"
             )
         return self(noise, labels)
 

@@ -206,6 +206,8 @@ class SampleConfig:
         class_labels: Classes to cycle through; None draws them.
         iterations: Iterations of a GET; None takes the model's default.
         tol: An image stops iterating at this relative residual; 0 never stops early.
+        delta_threshold: Tokens whose inputs have all changed by at most this are skipped in the
+            equilibrium blocks of a GET (docs/delta.md); 0 skips none.
         batch_size: Images at once; has no influence on them.
     """
 
@@ -216,11 +218,13 @@ class SampleConfig:
     class_labels: tuple[int, ...] | None = None
     iterations: int | None = None
     tol: float = 0.0
+    delta_threshold: float = 0.0
     batch_size: int = 256
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
         positive(num_images=self.num_images, batch_size=self.batch_size, iterations=self.iterations)
+        within(0, delta_threshold=self.delta_threshold)
         unsigned(self.seed)
         if not 0 <= self.tol < 1:
             raise InputError(f"expected tol in [0, 1), got {self.tol}")
