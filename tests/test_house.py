@@ -69,7 +69,8 @@ def test_the_packages_come_from_this_repository():
 
 
 VERBS = {
-    *("train_teacher", "train_classifier", "make_pairs", "pairs_status"),
+    *("train_teacher", "train_classifier", "train_equilibrium_classifier"),
+    *("make_pairs", "pairs_status"),
     *("verify_pairs", "curate_pairs", "train", "sample", "evaluate", "fid", "report"),
     *("diagnose", "convert", "benchmark", "plan"),
 }

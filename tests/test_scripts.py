@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from get import GETPipeline
 from pipeline.recipes import RECIPES, recipe
+from pipeline.recipes.settings_classify import image_classifiers
 
 from .problems import tiny_get
 from .processes import ROOT, Result, completed, environment
@@ -18,6 +19,7 @@ from .runs import WEIGHTS
 TABLES = {
     "train_teacher": recipe.teachers,
     "train_classifier": recipe.classifiers,
+    "train_equilibrium_classifier": image_classifiers,
     "make_pairs": recipe.pairs,
     "plan": recipe.plans,
     "train": recipe.students,

@@ -1,4 +1,7 @@
-"""The students, GET and the ViT baseline, and `build`, which makes one of a published size."""
+"""The students, GET and the ViT baseline, and `build`, which makes one of a published size.
+
+Classifiers of images with the same blocks are in `image_classifier.py`.
+"""
 
 from get.errors import InputError
 from get.models.get import GET as GET

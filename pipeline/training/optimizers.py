@@ -1,14 +1,17 @@
-"""The optimisers of a student: AdamW for all weights, or Muon for the matrices of its blocks."""
+"""The optimisers of a model with blocks: AdamW for all, or Muon for the blocks' matrices."""
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from get.muon import Muon
+from pipeline.recipes.settings_classify import ImageClassifierConfig
 from pipeline.recipes.settings_train import TrainConfig
 
 
-def build_optimizers(config: TrainConfig, student: nn.Module) -> dict[str, Optimizer]:
+def build_optimizers(
+    config: TrainConfig | ImageClassifierConfig, student: nn.Module
+) -> dict[str, Optimizer]:
     """Return the optimisers by the names of their files in a checkpoint; see `TrainState`.
 
     Muon takes the weight matrices in modules called "...blocks" and "injection". AdamW takes the
