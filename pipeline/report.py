@@ -1,8 +1,8 @@
 """Put the measurements of a recipe into one table, one picture and one page.
 
 Reads what evaluate.py wrote and types no number itself. With `--documents README.md docs/*.md`,
-tables between the marks `<!-- table:NAME -->` and `<!-- end -->` in these files are renewed: the
-recipe's, and with `--benchmarks FOLDER` those of the benchmarks.
+tables between the marks `<!-- table:NAME -->` and `<!-- end -->` in them are renewed: the recipe's,
+with `--benchmarks FOLDER` those of benchmarks, with `--analyses FOLDER` those of analyses.
 """
 
 from pipeline import cli
@@ -21,7 +21,8 @@ from PIL import Image
 
 from data.files import new_file, read_json
 from get.errors import InputError
-from pipeline.benchmarks.table import BENCHMARKS
+from pipeline.analyses.table import tables_of_analyses
+from pipeline.benchmarks.table import tables_of_benchmarks
 from pipeline.jobs.sheet import stacked
 from pipeline.jobs.tables import for_a_terminal, markdown, marked, renewed
 from pipeline.recipes.settings_measure import ReportConfig
@@ -261,10 +262,8 @@ def renewed_documents(config: ReportConfig, models: list[Model]) -> dict[Path, s
             f"{', '.join(map(str, texts))}, got none; add them"
         )
     tables = {config.recipe: summary(models)}
-    if config.benchmarks is not None:
-        for name in sorted(names & BENCHMARKS.keys()):
-            if (table := BENCHMARKS[name].markdown) is not None:
-                tables[name] = table(read_json(config.benchmarks / f"{name}.json"))
+    tables |= tables_of_benchmarks(names, config.benchmarks) if config.benchmarks else {}
+    tables |= tables_of_analyses(names, config.analyses) if config.analyses else {}
     return {path: renewed(text, tables) for path, text in texts.items()}
 
 

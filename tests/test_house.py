@@ -14,6 +14,7 @@ import torch
 
 from data.manifest import Manifest
 from pipeline import report
+from pipeline.analyses.table import ANALYSES
 from pipeline.benchmarks.table import BENCHMARKS
 from pipeline.jobs.tables import marked
 from pipeline.recipes import RECIPES
@@ -72,9 +73,9 @@ VERBS = {
     *("train_teacher", "train_classifier", "train_equilibrium_classifier"),
     *("make_pairs", "pairs_status"),
     *("verify_pairs", "curate_pairs", "train", "sample", "evaluate", "fid", "report"),
-    *("diagnose", "convert", "benchmark", "plan"),
+    *("diagnose", "convert", "benchmark", "analyze", "plan"),
 }
-ROOMS = {"recipes", "jobs", "training", "benchmarks"}
+ROOMS = {"recipes", "jobs", "training", "benchmarks", "analyses"}
 
 
 def module(path: Path) -> str:
@@ -204,8 +205,10 @@ def test_the_tables_in_documents_are_what_the_committed_measurements_say():
         evaluation=measurements / "digits",
         documents=(ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))),
         benchmarks=measurements / "benchmarks",
+        analyses=measurements,
     )
     texts = {path: path.read_text() for path in config.documents}
     marks = set().union(*map(marked, texts.values()))
-    assert marks <= {"digits", *(n for n, b in BENCHMARKS.items() if b.markdown)}
+    known = {"digits", *(n for n, b in BENCHMARKS.items() if b.markdown)}
+    assert marks <= known.union(*(analysis.tables for analysis in ANALYSES.values()))
     assert report.renewed_documents(config, report.read_models(config.evaluation)) == texts

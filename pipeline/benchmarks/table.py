@@ -10,9 +10,11 @@ train    training steps compared with the machine's matmul rate and with torchde
 writer   what writing pairs costs in addition to the teacher
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.files import read_json
 from pipeline.benchmarks import field, loops, memory, modes, ours, reader, solvers, train, writer
 from pipeline.benchmarks.results import BenchmarkConfig
 
@@ -41,3 +43,12 @@ BENCHMARKS = {
     "train": Benchmark(train.TrainBenchmarkConfig(), train.main, train.markdown),
     "writer": Benchmark(writer.WriterConfig(), writer.main),
 }
+
+
+def tables_of_benchmarks(names: Set[str], folder: Path) -> dict[str, str]:
+    """Return the tables of these names that are of benchmarks, from folder/NAME.json."""
+    return {
+        name: table(read_json(folder / f"{name}.json"))
+        for name in sorted(names & BENCHMARKS.keys())
+        if (table := BENCHMARKS[name].markdown) is not None
+    }

@@ -140,9 +140,11 @@ class ReportConfig:
         evaluation: Folder of what evaluate.py wrote; report.md and comparison.png go there too.
         documents: Markdown files; the table between this recipe's marks is renewed in them.
         benchmarks: Folder of what benchmark.py wrote; the tables of benchmarks are renewed too.
+        analyses: Folder with a folder of each analysis that analyze.py made; likewise.
     """
 
     recipe: str
     evaluation: Path
     documents: tuple[Path, ...] = ()
     benchmarks: Path | None = None
+    analyses: Path | None = None

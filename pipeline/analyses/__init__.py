@@ -1,0 +1,1 @@
+"""Theory checked in numbers; `pipeline/analyze.py` runs what `table.py` lists."""
