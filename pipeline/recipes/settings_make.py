@@ -201,13 +201,19 @@ class SampleConfig:
     Attributes:
         model: A run, one of its checkpoints, or any folder with `model_index.json`.
         output_dir: Where the PNGs and the grid go.
-        num_images: How many.
+        num_images: How many; image i is sample i of `seed`.
         seed: With the index of an image it names its noise and label.
+        seeds: "0-63,100", for example, makes sample 0 of each of these seeds instead.
         class_labels: Classes to cycle through; None draws them.
         iterations: Iterations of a GET; None takes the model's default.
         tol: An image stops iterating at this relative residual; 0 never stops early.
         delta_threshold: Tokens whose inputs have all changed by at most this are skipped in the
             equilibrium blocks of a GET (docs/delta.md); 0 skips none.
+        also: Files with all images besides the PNGs: npz (arr_0 and arr_1, for programs that
+            compute FID), webdataset (tars with png and cls).
+        strip: An image, by the number in its file name, whose iterates are shown side by side.
+        interpolate: Two images, by number: ten are made from the first to the second.
+        compile: Compile the model, which takes a minute and pays for thousands of images.
         batch_size: Images at once; has no influence on them.
     """
 
@@ -215,16 +221,22 @@ class SampleConfig:
     output_dir: Path
     num_images: int = 64
     seed: int = 0
+    seeds: str | None = None
     class_labels: tuple[int, ...] | None = None
     iterations: int | None = None
     tol: float = 0.0
     delta_threshold: float = 0.0
+    also: tuple[Literal["npz", "webdataset"], ...] = ()
+    strip: int | None = None
+    interpolate: tuple[int, int] | None = None
+    compile: bool = False
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
+        """Refuse numbers that cannot mean anything."""
         positive(num_images=self.num_images, batch_size=self.batch_size, iterations=self.iterations)
         within(0, delta_threshold=self.delta_threshold)
-        unsigned(self.seed)
+        for number in (self.seed, self.strip or 0, *(self.interpolate or ())):
+            unsigned(number)
         if not 0 <= self.tol < 1:
             raise InputError(f"expected tol in [0, 1), got {self.tol}")
