@@ -69,6 +69,7 @@ class GETPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "np", "pt"):
             raise InputError(f'expected output_type "pil", "np" or "pt", got {output_type!r}')
+        # each of these walks over all modules, so once
         model, device, dtype = self.model, self._execution_device, self.model.dtype
         count = batch_size if latents is None else len(latents)
         if isinstance(generator, list) and len(generator) != count:
@@ -81,6 +82,7 @@ class GETPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         noise = latents.to(device, dtype)
         labels = self._labels(class_labels, count, generator)
+        labels = None if labels is None else labels.to(device)
         z0 = None
         if model.start_shape is not None:  # drawn after the noise
             shape = (count, *model.start_shape)
@@ -134,4 +136,4 @@ class GETPipeline(DiffusionPipeline):
                 f"expected class_labels from 0 to {classes - 1}, "
                 f"got {int(labels.min())} to {int(labels.max())}"
             )
-        return labels.to(self._execution_device)
+        return labels

@@ -46,15 +46,16 @@ def generate(
         InputError: If the arguments do not fit the model.
     """
     parts = []
+    device = model.device  # diffusers walks over all modules for it
     for at in range(0, len(noise), batch_size):
         rows = slice(at, at + batch_size)
-        classes = None if labels is None else labels[rows].to(model.device)
+        classes = None if labels is None else labels[rows].to(device)
         if z0 is None:
             start = random_start(model, seed, indices[rows])
         else:
-            start = z0[rows].to(model.device)
+            start = z0[rows].to(device)
         images = model.images(
-            noise[rows].to(model.device),
+            noise[rows].to(device),
             classes,
             iterations=iterations,
             z0=start,

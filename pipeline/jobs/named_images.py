@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from get.equilibrium import DeltaMemory
 from get.errors import InputError
 from get.models import Student
 from get.noise import draw
@@ -92,7 +93,11 @@ def drawn(model: Student, names: Sequence[Name], classes: Sequence[int] | None) 
 
 @torch.no_grad()
 def made(
-    pipeline: GETPipeline, draws: Draws, iterations: int | None, tol: float
+    pipeline: GETPipeline,
+    draws: Draws,
+    iterations: int | None,
+    tol: float,
+    delta: DeltaMemory | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
     """Return the images of some draws, in [-1, 1] but not clipped, decoded, on the CPU."""
     noise, labels, z0 = draws
@@ -103,6 +108,7 @@ def made(
         z0=z0,
         iterations=iterations,
         tol=tol,
+        delta=delta,
         batch_size=len(noise),
     )
     return pipeline.to_images(images).cpu()
