@@ -104,7 +104,7 @@ def iterate(
     `unit` takes the place of |f(z)| as the unit of the residual. It does not change with z, so a
     residual below `tol` is believed at once, and so is one that is a rounding error of z.
     """
-    batch, device = len(z0), z0.device
+    batch, device = z0.shape[0], z0.device  # len() would fix the batch of torch.export
     dtype, eps = wide(z0.dtype), torch.finfo(z0.dtype).eps
     infinite = torch.full((batch,), torch.inf, device=device, dtype=dtype)
     rows = Rows(

@@ -223,14 +223,14 @@ class _Shapes:
             kind = type(z).__name__
             raise ValueError(f"expected z0 to be a tensor or a plain tuple of tensors, got {kind}")
         parts = (z,) if isinstance(z, Tensor) else z
-        if not parts or any(p.dim() < 2 or len(p) != len(parts[0]) for p in parts):
+        if not parts or any(p.dim() < 2 or p.shape[0] != parts[0].shape[0] for p in parts):
             found = [tuple(p.shape) for p in parts]
             raise ValueError(f"expected z0 of shape (batch, ...), one batch size, got {found}")
         if len({(p.dtype, p.device) for p in parts}) > 1 or not parts[0].is_floating_point():
             found = [(p.dtype, str(p.device)) for p in parts]
             raise ValueError(f"expected z0 of one floating dtype and one device, got {found}")
         shapes = tuple(p.shape[1:] for p in parts)
-        return cls(isinstance(z, Tensor), len(parts[0]), shapes)
+        return cls(isinstance(z, Tensor), parts[0].shape[0], shapes)
 
     def flatten(self, z: State) -> Tensor:
         if isinstance(z, Tensor):
@@ -246,7 +246,7 @@ class _Shapes:
     def flatten_image(self, fz: State, z: Tensor) -> Tensor:
         """Flatten what f returned, after checking that it has the form of the state z."""
         parts = (fz,) if isinstance(fz, Tensor) else fz
-        expected = [(len(z), *shape) for shape in self.shapes]
+        expected = [(z.shape[0], *shape) for shape in self.shapes]
         found = [tuple(p.shape) for p in parts] if isinstance(parts, tuple) else type(fz).__name__
         if isinstance(fz, Tensor) != self.single or found != expected:
             raise ValueError(

@@ -1,0 +1,230 @@
+"""A student as a folder that needs nothing of ours: `pipeline/convert.py export`.
+
+    pipeline.py, model_index.json        what DiffusionPipeline.from_pretrained runs and reads
+    model/                               weights, configuration, and the class in one file
+    vae/                                 of a student of latents
+    README.md, images.png                the card, for people and the hub
+    model.pt2, model.onnx                the other forms, if asked for
+"""
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import Tensor, nn
+
+from data.files import new_file, read_json, write_json
+from data.folder import without_secrets
+from get.errors import InputError
+from get.images import grid, to_uint8
+from get.models import Student
+from get.pipeline_get import GETPipeline
+from pipeline.jobs.bundle import bundle
+from pipeline.jobs.named_images import drawn, made, named
+from pipeline.jobs.provenance import provenance
+from pipeline.jobs.tables import markdown
+
+Form = Literal["torch", "onnx"]
+STUDENT = {"get.models": "from diffusers.models.modeling_utils import ModelMixin as Student"}
+TOLERANCE = 1e-4  # between a form and the model itself
+
+
+def export(pipeline: GETPipeline, folder: Path, card: str) -> None:
+    """Write the folder that diffusers loads, into one that exists.
+
+    Args:
+        pipeline: The student.
+        folder: Where.
+        card: The text of README.md.
+    """
+    pipeline.save_pretrained(folder)
+    model = pipeline.model
+    module = type(model).__module__
+    name = f"modeling_{module.rpartition('.')[2]}"
+    write_text(folder / "model" / f"{name}.py", bundle(module))
+    write_text(folder / "pipeline.py", bundle("get.pipeline_get", STUDENT))
+    index = read_json(folder / "model_index.json")
+    index |= {"_class_name": ["pipeline", "GETPipeline"], "model": [name, type(model).__name__]}
+    write_json(folder / "model_index.json", index)
+    names = named(0, 32, None)
+    images = to_uint8(made(pipeline, drawn(model, names, None), None, 0.0))
+    with new_file(folder / "images.png") as path:
+        grid(images, 8, scale=max(1, 64 // images.shape[-1])).save(path, format="png")
+    write_text(folder / "README.md", card)
+
+
+class Fixed(nn.Module):
+    """A student as a function of tensors alone: its number of iterations is fixed."""
+
+    def __init__(self, model: Student, iterations: int | None) -> None:
+        """Wrap a model; None takes its own number."""
+        super().__init__()
+        self.model, self.iterations = model, iterations
+
+    def forward(self, noise: Tensor, labels: Tensor | None, z0: Tensor | None) -> Tensor:
+        """Make images; None where the model takes none."""
+        return self.model.images(noise, labels, iterations=self.iterations, z0=z0)
+
+
+@torch.no_grad()
+def write_form(pipeline: GETPipeline, folder: Path, form: Form, iterations: int | None) -> float:
+    """Write a model as torch.export or ONNX for batches of any size, and run what was written.
+
+    Its inputs are `noise`, then `labels` and `z0` (the start of the iteration) where the model
+    takes them. Latents are not decoded.
+
+    Returns:
+        The largest difference of a pixel from the model itself.
+
+    Raises:
+        InputError: If packages for ONNX are missing, or the difference is above 1e-4.
+    """
+    if form == "onnx" and not all(map(importlib.util.find_spec, ("onnxscript", "onnxruntime"))):
+        raise InputError(
+            "expected onnxscript and onnxruntime to export ONNX, got none; "
+            "pip install 'get-distillation[onnx]'"
+        )
+    model = pipeline.model.cpu().float()
+    fixed = Fixed(model, iterations).eval()
+    example, other = (drawn(model, named(seed, n, None), None) for seed, n in ((0, 3), (1, 5)))
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    shapes = {k: None if v is None else {0: batch} for k, v in example._asdict().items()}
+    program = torch.export.export(fixed, tuple(example), dynamic_shapes=shapes, strict=False)
+    target = folder / {"torch": "model.pt2", "onnx": "model.onnx"}[form]
+    expected, given = fixed(*other), {k: v for k, v in other._asdict().items() if v is not None}
+    if form == "torch":
+        torch.export.save(program, target)
+        result = torch.export.load(target).module()(*other)
+    else:
+        import onnxruntime
+
+        names = {"input_names": list(given), "output_names": ["images"]}
+        onnx = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+        if onnx is None:
+            raise RuntimeError("torch.onnx.export returned nothing")
+        onnx.save(target)
+        session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+        result = torch.from_numpy(session.run(None, {k: v.numpy() for k, v in given.items()})[0])
+    difference = float((result - expected).abs().max())
+    if not difference <= TOLERANCE:
+        raise InputError(
+            f"expected {form} to make images within {TOLERANCE} of the model's, got {difference}; "
+            "this version of torch does not export the model faithfully"
+        )
+    return difference
+
+
+def model_card(
+    source: Path, pipeline: GETPipeline, title: str, license: str | None, figures: Path | None
+) -> str:
+    """Return the README.md of a student.
+
+    Args:
+        source: Its run; what run.json says of the training is shown.
+        pipeline: The student.
+        title: First line; "owner/name" is shown in the commands too.
+        license: The hub's word for a licence; None leaves it out.
+        figures: What evaluate.py measured of it, a JSON.
+    """
+    model = pipeline.model
+    name = type(model).__name__
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",
+        license=license,
+        tags=["distillation", "one-step", "deep-equilibrium" if name == "GET" else "transformer"],
+    )
+    labels = ", class_labels=[0, 1, 2, 3]" if model.num_classes else ""
+    iterations = (
+        f" It iterates {model.iterations} times; `iterations=` in the call changes that."
+        if model.iterations
+        else ""
+    )
+    classes = f", {model.num_classes} classes" if model.num_classes else ""
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {title.rpartition('/')[2]}",
+        "![Images of seed 0](images.png)",
+        f"A {name} of {model.num_parameters():,} parameters that makes images of "
+        f"{' x '.join(map(str, model.image_shape))}{classes} from noise in one call.{iterations}",
+        f"""```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{title}", trust_remote_code=True)
+generator = torch.Generator().manual_seed(0)
+images = pipeline(batch_size=4{labels}, generator=generator).images
+```""",
+        "`trust_remote_code` runs `pipeline.py` and the class in `model/`, which need torch and "
+        "diffusers only.",
+        *([] if figures is None else measured(read_json(figures))),
+        *training(source),
+    ]
+    return str(ModelCard("\n\n".join(parts))) + "\n"
+
+
+def measured(model: dict[str, Any]) -> list[str]:
+    """Return what evaluate.py measured, as a table."""
+    dial = model["by_iterations"] or {}
+    rows = dial or {"-": {k: v for k, v in model.items() if k in ("training", "class_accuracy")}}
+    header = ["iterations", "FID", "precision", "recall"]
+    cells = [
+        [k, *(f"{x['training'][m]:.3g}" for m in ("fid", "precision", "recall"))]
+        for k, x in rows.items()
+    ]
+    inputs = model["inputs"]
+    return [
+        "## Figures",
+        markdown([header, *cells]),
+        f"{inputs['num_images']:,} images (seed {inputs['seed']}, from index "
+        f"{inputs['first_index']}) against {inputs['real_images']}, in the features of a network "
+        f"of SHA-256 {inputs['feature_networks'][0][:12]}; {model['hardware']['cores']} CPU cores, "
+        f"GPUs {model['hardware']['gpus'] or 'none'}, commit {model['commit']}.",
+    ]
+
+
+def training(source: Path) -> list[str]:
+    """Return how a run was trained; nothing if no run.json says it."""
+    if not (source / "run.json").is_file():
+        return []
+    record = read_json(source / "run.json")
+    config = record["config"]
+    data = config.get("data", {})
+    known = {
+        "steps": config.get("max_train_steps"),
+        "global batch": config.get("global_batch_size"),
+        "learning rate": config.get("learning_rate"),
+        "seed": config.get("seed"),
+        "teacher": str(data.get("teacher", ""))[:12],
+        "code": record.get("commit"),
+        "versions": ", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items()),
+    }
+    rows = [[k, str(v)] for k, v in known.items() if v not in (None, "")]
+    return ["## Training", markdown([["setting", "value"], *rows])]
+
+
+def publish(folder: Path, repo_id: str, *, private: bool, api: HfApi | None = None) -> None:
+    """Upload a folder to the hub in one commit; the hub's client finds the token.
+
+    Raises:
+        InputError: If the hub refuses or does not answer.
+    """
+    api = api or HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Export")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        line = " ".join(without_secrets(str(error)).split())[:300]
+        raise InputError(
+            f"expected to publish {folder} as {repo_id}, got {type(error).__name__}: {line}; "
+            "log in with `hf auth login`, then upload the folder with `hf upload`"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file into a folder that appears once it is complete."""
+    path.write_text(text)
