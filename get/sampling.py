@@ -50,10 +50,7 @@ def generate(
     for at in range(0, len(noise), batch_size):
         rows = slice(at, at + batch_size)
         classes = None if labels is None else labels[rows].to(device)
-        if z0 is None:
-            start = random_start(model, seed, indices[rows])
-        else:
-            start = z0[rows].to(device)
+        start = random_start(model, seed, indices[rows]) if z0 is None else z0[rows].to(device)
         images = model.images(
             noise[rows].to(device),
             classes,

@@ -27,7 +27,12 @@ PACKAGES = ("get", "data", "pipeline")
 SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 HOMES = {  # third party: the only places that import it
-    "webdataset": ("data/open_shard.py", "pipeline/benchmarks/reader.py"),
+    "webdataset": (
+        "data/open_shard.py",
+        "data/other_layouts.py",
+        "pipeline/benchmarks/reader.py",
+        "pipeline/jobs/image_files.py",
+    ),
     "torch_fidelity": ("get/metrics/",),
     "accelerate": ("pipeline/",),
     "tyro": ("pipeline/",),

@@ -15,9 +15,9 @@ TYPES = "jaxtyping"
 SHAPED = '''
 
 class _Shaped:
-    """Stands for jaxtyping's types in annotations: `Float[Tensor, "batch channels"]` is a Tensor."""
+    """Stands for jaxtyping's types: `Float[Tensor, "batch channels"]` is a Tensor."""
 
-    def __class_getitem__(cls, item: Any) -> Any:
+    def __class_getitem__(cls, item: tuple) -> type:
         return item[0]
 
 '''

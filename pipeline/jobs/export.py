@@ -1,19 +1,18 @@
 """A student as a folder that needs nothing of ours: `pipeline/convert.py export`.
 
-    pipeline.py, model_index.json        what DiffusionPipeline.from_pretrained runs and reads
-    model/                               weights, configuration, and the class in one file
-    vae/                                 of a student of latents
-    README.md, images.png                the card, for people and the hub
-    model.pt2, model.onnx                the other forms, if asked for
+pipeline.py, model_index.json        what DiffusionPipeline.from_pretrained runs and reads
+model/                               weights, configuration, and the class in one file
+vae/                                 of a student of latents
+README.md, images.png                the card, for people and the hub
+model.pt2, model.onnx                the other forms, if asked for
 """
 
 import importlib.util
-import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 
@@ -25,8 +24,6 @@ from get.models import Student
 from get.pipeline_get import GETPipeline
 from pipeline.jobs.bundle import bundle
 from pipeline.jobs.named_images import drawn, made, named
-from pipeline.jobs.provenance import provenance
-from pipeline.jobs.tables import markdown
 
 Form = Literal["torch", "onnx"]
 STUDENT = {"get.models": "from diffusers.models.modeling_utils import ModelMixin as Student"}
@@ -116,95 +113,6 @@ def write_form(pipeline: GETPipeline, folder: Path, form: Form, iterations: int 
             "this version of torch does not export the model faithfully"
         )
     return difference
-
-
-def model_card(
-    source: Path, pipeline: GETPipeline, title: str, license: str | None, figures: Path | None
-) -> str:
-    """Return the README.md of a student.
-
-    Args:
-        source: Its run; what run.json says of the training is shown.
-        pipeline: The student.
-        title: First line; "owner/name" is shown in the commands too.
-        license: The hub's word for a licence; None leaves it out.
-        figures: What evaluate.py measured of it, a JSON.
-    """
-    model = pipeline.model
-    name = type(model).__name__
-    data = ModelCardData(
-        library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
-        license=license,
-        tags=["distillation", "one-step", "deep-equilibrium" if name == "GET" else "transformer"],
-    )
-    labels = ", class_labels=[0, 1, 2, 3]" if model.num_classes else ""
-    iterations = (
-        f" It iterates {model.iterations} times; `iterations=` in the call changes that."
-        if model.iterations
-        else ""
-    )
-    classes = f", {model.num_classes} classes" if model.num_classes else ""
-    parts = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {title.rpartition('/')[2]}",
-        "![Images of seed 0](images.png)",
-        f"A {name} of {model.num_parameters():,} parameters that makes images of "
-        f"{' x '.join(map(str, model.image_shape))}{classes} from noise in one call.{iterations}",
-        f"""```python
-import torch
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("{title}", trust_remote_code=True)
-generator = torch.Generator().manual_seed(0)
-images = pipeline(batch_size=4{labels}, generator=generator).images
-```""",
-        "`trust_remote_code` runs `pipeline.py` and the class in `model/`, which need torch and "
-        "diffusers only.",
-        *([] if figures is None else measured(read_json(figures))),
-        *training(source),
-    ]
-    return str(ModelCard("\n\n".join(parts))) + "\n"
-
-
-def measured(model: dict[str, Any]) -> list[str]:
-    """Return what evaluate.py measured, as a table."""
-    dial = model["by_iterations"] or {}
-    rows = dial or {"-": {k: v for k, v in model.items() if k in ("training", "class_accuracy")}}
-    header = ["iterations", "FID", "precision", "recall"]
-    cells = [
-        [k, *(f"{x['training'][m]:.3g}" for m in ("fid", "precision", "recall"))]
-        for k, x in rows.items()
-    ]
-    inputs = model["inputs"]
-    return [
-        "## Figures",
-        markdown([header, *cells]),
-        f"{inputs['num_images']:,} images (seed {inputs['seed']}, from index "
-        f"{inputs['first_index']}) against {inputs['real_images']}, in the features of a network "
-        f"of SHA-256 {inputs['feature_networks'][0][:12]}; {model['hardware']['cores']} CPU cores, "
-        f"GPUs {model['hardware']['gpus'] or 'none'}, commit {model['commit']}.",
-    ]
-
-
-def training(source: Path) -> list[str]:
-    """Return how a run was trained; nothing if no run.json says it."""
-    if not (source / "run.json").is_file():
-        return []
-    record = read_json(source / "run.json")
-    config = record["config"]
-    data = config.get("data", {})
-    known = {
-        "steps": config.get("max_train_steps"),
-        "global batch": config.get("global_batch_size"),
-        "learning rate": config.get("learning_rate"),
-        "seed": config.get("seed"),
-        "teacher": str(data.get("teacher", ""))[:12],
-        "code": record.get("commit"),
-        "versions": ", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items()),
-    }
-    rows = [[k, str(v)] for k, v in known.items() if v not in (None, "")]
-    return ["## Training", markdown([["setting", "value"], *rows])]
 
 
 def publish(folder: Path, repo_id: str, *, private: bool, api: HfApi | None = None) -> None:
