@@ -2,10 +2,18 @@
 
 import json
 
+import pytest
+
+from get import GETPipeline
 from get.analysis import RELU
+from get.errors import InputError
+from pipeline.analyses.compared import compare
 from pipeline.analyses.limits import limits
-from pipeline.analyses.settings import NngpConfig
+from pipeline.analyses.settings import CollapseConfig, NngpConfig
 from pipeline.analyses.table import ANALYSES
+from pipeline.analyses.unequal import Cell, training_set
+
+from .problems import tiny_get
 
 
 def test_finite_networks_meet_both_limits_within_their_band(tmp_path):
@@ -30,7 +38,7 @@ def test_nngp_runs_and_its_tables_show_what_it_found(tmp_path, here, pictures, m
     result = here(
         *("analyze", "nngp", "--activations", "relu", "--widths", 8, 16, "--states", 128),
         *("--normality_draws", 16, "--sets", 2, "--output_dir", tmp_path),
-        *("--real_images", pictures),
+        *("--real_images", pictures, "--classifier_steps", 1),
     )
     assert result.codes == [0], result.err
     found = json.loads((tmp_path / "nngp.json").read_text())
@@ -46,3 +54,91 @@ def test_unknown_activations_are_refused(here):
     result = here("analyze", "nngp", "--activations", "gelu")
     assert result.codes == [2]
     assert "expected activations among relu, erf, tanh, got gelu" in result.err
+
+
+def test_collapse_trains_what_is_missing_and_its_tables_show_what_it_found(tmp_path, here):
+    settings = (
+        *("--ratios", 4, "--images", 12, "--seeds", 0, "--max_train_steps", 1),
+        *("--points", 1, "--jobs", 1, "--output_dir", tmp_path),
+    )
+    result = here("analyze", "collapse", *settings)
+    assert result.codes == [0], result.err
+    found = json.loads((tmp_path / "collapse.json").read_text())
+    for table in ANALYSES["collapse"].tables.values():
+        assert table(found) in result.out
+    assert (tmp_path / "collapse.png").stat().st_size > 0
+    assert [run["kind"] for run in found["runs"]] == ["equilibrium", "explicit"]
+    assert {run["training_images"] for run in found["runs"]} == {3 * 12 + 7 * 3}
+    assert [("residual" in run["curve"][0]) for run in found["runs"]] == [True, False]
+
+    # The same command repeats nothing; other settings need another folder.
+    files = sorted((tmp_path / "trainings").glob("*seed*.json"))
+    before = [path.stat().st_mtime_ns for path in files]
+    files[1].unlink()
+    assert here("analyze", "collapse", *settings).codes == [0]
+    after = [path.stat().st_mtime_ns for path in files]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [True, False]
+    assert json.loads((tmp_path / "collapse.json").read_text())["rows"] == found["rows"]
+    result = here("analyze", "collapse", *settings, "--points", 2)
+    assert result.codes == [2]
+    assert "expected trainings with these settings" in result.err
+
+
+def test_a_seed_chooses_classes_and_images_which_twins_share(tmp_path):
+    config = CollapseConfig(output_dir=tmp_path, images=20)
+    cell = Cell("real", 3, 10)
+    one, same, other = (training_set(config, cell, seed) for seed in (0, 0, 1))
+    assert one.images.images.equal(same.images.images)
+    assert one.majority != other.majority
+    counts = one.images.labels.bincount().tolist()
+    assert [c for c in range(10) if counts[c] == 20] == one.majority
+    assert {counts[c] for c in one.minority} == {2}
+    balanced = training_set(config, Cell("real", 0, 1), 0)
+    assert balanced.images.labels.bincount().tolist() == [20] * 10
+    assert not balanced.minority
+
+
+def test_images_of_a_student_are_taken_only_where_their_class_is_clear(tmp_path):
+    """That of a student that was never trained is not."""
+    for classes, message in ((10, "expected 4 training images"), (None, "a class-conditional")):
+        student = tmp_path / str(classes)
+        GETPipeline(tiny_get(channels=1, num_classes=classes)).save_pretrained(student)
+        config = CollapseConfig(
+            output_dir=tmp_path, student=student, student_ratios=(2,), student_images=4
+        )
+        with pytest.raises(InputError, match=message):
+            training_set(config, Cell("student", 3, 2), 0)
+
+
+def test_too_many_majority_classes_and_too_few_images_are_refused(tmp_path, here):
+    result = here("analyze", "collapse", "--majorities", 9, "--output_dir", tmp_path)
+    assert result.codes == [2]
+    assert "expected at most 8 majority classes of the 10" in result.err
+    result = here("analyze", "collapse", "--ratios", 100, "--output_dir", tmp_path)
+    assert result.codes == [2]
+    assert "expected ratios that leave two images of a minority class" in result.err
+    result = here("analyze", "collapse", "--images", 140, "--output_dir", tmp_path / "other")
+    assert result.codes == [2]
+    assert "expected 140 training images of every class in digits" in result.err
+
+
+def test_differences_are_paired_by_seed_and_decided_by_their_interval():
+    def run(kind: str, seed: int, nc1: float) -> dict:
+        curve = [{"step": 5, "nc1": nc1, "accuracy": 0.5 + 0.1 * seed}]
+        shape = {"source": "real", "majorities": 3, "ratio": 10, "parameters": 1}
+        return {
+            "cell": "c", "kind": kind, "seed": seed, "training_images": 9, "terminal_step": 5,
+            "curve": curve, **shape,
+        }  # fmt: skip
+
+    runs = [run("equilibrium", s, 10 * s) for s in range(3)]
+    runs += [run("explicit", s, 10 * s + 1 + 0.1 * s) for s in range(3)]
+    row, twin = compare(runs)
+    assert row["differences"]["nc1"] == {
+        "mean": pytest.approx(-1.1),
+        "half": pytest.approx(4.303 * 0.1 / 3**0.5),
+        "better": "equilibrium",
+    }
+    assert row["differences"]["accuracy"]["better"] == "neither"
+    assert row["figures"]["nc1"]["mean"] == 10
+    assert "differences" not in twin

@@ -1,4 +1,4 @@
-"""Neural collapse: exact frames score 0, random features do not, turns and scales change nothing."""
+"""Neural collapse: exact frames score 0, random features do not; turns and scales do not matter."""
 
 import pytest
 import torch

@@ -7,8 +7,8 @@ from get.analysis.activations import Activation as Activation
 from get.analysis.activations import quadrature as quadrature
 from get.analysis.collapse import Collapse as Collapse
 from get.analysis.collapse import class_means as class_means
-from get.analysis.collapse import neural_collapse as neural_collapse
 from get.analysis.collapse import mean_cosine as mean_cosine
+from get.analysis.collapse import neural_collapse as neural_collapse
 from get.analysis.collapse import simplex as simplex
 from get.analysis.gaussian_process import Posterior as Posterior
 from get.analysis.gaussian_process import Regression as Regression

@@ -1,4 +1,4 @@
-"""Neural collapse: how close class means and classifier are to a simplex, within classes to a point.
+"""Neural collapse: how close class means are to a simplex, and features to the mean of their class.
 
 At the end of a training that has no errors left, the features of a class gather at their mean
 (NC1), the means form a simplex equiangular tight frame about their centre (NC2), and the rows of

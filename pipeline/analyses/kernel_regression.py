@@ -16,6 +16,7 @@ from data.real import Labelled, real_images
 from get.analysis import RELU, Activation, Regression, WideNetwork, degenerate_pairs
 from get.errors import InputError
 from pipeline.analyses.settings import NngpConfig
+from pipeline.analyses.trained import trained
 
 DEPTHS = (1, 2, 3, 10)
 ORDINARY_DEPTHS = (1, 3, 10, 30)
@@ -54,6 +55,7 @@ def regressions(
         "degenerate_pairs": {a.name: len(degenerate_pairs(x, a)) for a in activations},
         "rows": rows,
         "finite_widths": finite(config, wide, x, problem),
+        "trained": trained(config, training, held_out, done),
     }
 
 

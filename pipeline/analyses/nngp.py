@@ -25,7 +25,7 @@ def main(config: NngpConfig) -> None:
     if config.full:
         widths, states = (*widths, 2 * max(widths)), 8 * states
     chosen = [a for a in activations if a is not None]
-    with progress_bar(len(chosen) * (len(widths) + 2) + 2, "nngp", "part") as bar:
+    with progress_bar(len(chosen) * (len(widths) + 1) + 6, "nngp", "part") as bar:
         figures = {
             "settings": asdict(config),
             "limits": [limits(config, a, widths, states, bar.update) for a in chosen],

@@ -109,6 +109,15 @@ def of_finite_widths(result: Result) -> str:
     return markdown(lines)
 
 
+def of_trained(result: Result) -> str:
+    """Return what trained classifiers reach on the same images."""
+    lines = [["classifier", "noise on training images", "parameters", "accuracy"]]
+    for row in result["regression"]["trained"]:
+        size = f"{row['parameters'] / 1e6:.3f} M"
+        lines.append([row["kind"], f"{row['noise']:g}", size, f"{row['accuracy']:.1%}"])
+    return markdown(lines)
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "nngp-limits": of_limits,
     "nngp-normality": of_normality,
@@ -116,6 +125,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "nngp-spectra": of_spectra,
     "nngp-regression": of_regression,
     "nngp-widths": of_finite_widths,
+    "nngp-trained": of_trained,
 }
 
 

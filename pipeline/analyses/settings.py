@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from data import SHIPPED
 from get.analysis import ERF, RELU, TANH
 from get.errors import InputError
 from pipeline.benchmarks.results import BenchmarkConfig
@@ -29,6 +31,7 @@ class NngpConfig(BenchmarkConfig):
         normality_draws: Outputs of every width that are compared with the normal distribution.
         sets: Random sets of points whose smallest eigenvalue is found.
         real_images: "digits", "photos" or a folder with a sub-folder a class.
+        classifier_steps: Training steps of the classifiers that the kernels are compared with.
         seed: Names all random numbers.
         full: 8 times the states and one more width.
     """
@@ -44,6 +47,7 @@ class NngpConfig(BenchmarkConfig):
     normality_draws: int = 4096
     sets: int = 200
     real_images: str = "digits"
+    classifier_steps: int = 1000
     seed: int = 0
     full: bool = False
 
@@ -51,7 +55,7 @@ class NngpConfig(BenchmarkConfig):
         """Refuse numbers that mean nothing and unknown activations."""
         numbers = {f"{k} {n}": n for k in ("widths", "depths") for n in getattr(self, k)}
         names = ("points", "input_size", "states", "normality_draws", "sets", "weight_std")
-        positive(**numbers, **{name: getattr(self, name) for name in names})
+        positive(**numbers, **{k: getattr(self, k) for k in (*names, "classifier_steps")})
         unsigned(self.seed)
         unknown = [name for name in self.activations if name not in KNOWN]
         if unknown or not self.activations:
@@ -59,3 +63,67 @@ class NngpConfig(BenchmarkConfig):
                 f"expected activations among {', '.join(KNOWN)}, got {', '.join(unknown)}; "
                 "others can be used from Python, as docs/gaussian_process.md shows"
             )
+
+
+Kind = Literal["equilibrium", "equilibrium-phantom", "explicit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollapseConfig(BenchmarkConfig):
+    """Watch neural collapse in equilibrium and explicit classifiers, balanced and not.
+
+    Attributes:
+        output_dir: Where collapse.json, collapse.png and a file of each training go.
+        real_images: "digits", "photos" or a folder with a sub-folder a class.
+        student: A class-conditional run of train.py that makes the images of `student_ratios`;
+            None leaves these out.
+        classifier: Only those images of the student are taken that it names by their class.
+        kinds: What is trained. "equilibrium-phantom" has a loss on the solved state alone.
+        majorities: Numbers of majority classes, among all; which ones they are changes by seed.
+        ratios: Images of a majority class over those of a minority class; 1 is balanced.
+        images: Real training images of a majority class.
+        student_ratios: The same with images of the student, of which there are as many as needed.
+        student_images: Images of a majority class there.
+        seeds: Of initial weights, order and choice of classes.
+        max_train_steps: Steps of a training, at the end of which no training image is misnamed.
+        points: How often the features are looked at.
+        jobs: Trainings at the same time, a core each.
+        full: Five seeds, and seven majority classes as well as three.
+    """
+
+    output_dir: Path = RUNS / "collapse"
+    real_images: str = "digits"
+    student: Path | None = None
+    classifier: Path = SHIPPED / "digits-features"
+    kinds: tuple[Kind, ...] = ("equilibrium", "explicit")
+    majorities: tuple[int, ...] = (3,)
+    ratios: tuple[int, ...] = (1, 10)
+    images: int = 120
+    student_ratios: tuple[int, ...] = (100,)
+    student_images: int = 600
+    seeds: tuple[int, ...] = (0, 1, 2)
+    max_train_steps: int = 1000
+    points: int = 8
+    jobs: int = 2
+    full: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        names = ("majorities", "ratios", "student_ratios")
+        positive(
+            **{f"{k} {n}": n for k in names for n in getattr(self, k)},
+            **{k: getattr(self, k) for k in ("max_train_steps", "points", "jobs")},
+            seeds=len(self.seeds),
+            kinds=len(self.kinds),
+        )
+        for ratios, images in (
+            (self.ratios, self.images),
+            (self.student_ratios, self.student_images),
+        ):
+            if any(ratio * 2 > images for ratio in ratios):
+                raise InputError(
+                    "expected ratios that leave two images of a minority class, got "
+                    f"{ratios} of {images} images; ask for more images or smaller ratios"
+                )
+        for seed in self.seeds:
+            unsigned(seed)

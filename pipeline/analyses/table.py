@@ -1,5 +1,6 @@
 """The analyses by name: their settings, what runs them, and the tables that documents show.
 
+collapse  neural collapse in equilibrium and explicit classifiers (docs/collapse.md)
 nngp      equilibrium networks of infinite width as Gaussian processes (docs/gaussian_process.md)
 """
 
@@ -8,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.files import read_json
-from pipeline.analyses import nngp, nngp_tables
-from pipeline.analyses.settings import NngpConfig
+from pipeline.analyses import collapse, collapse_tables, nngp, nngp_tables
+from pipeline.analyses.settings import CollapseConfig, NngpConfig
 from pipeline.benchmarks.results import BenchmarkConfig
 
 
@@ -28,6 +29,7 @@ class Analysis(NamedTuple):
 
 
 ANALYSES = {
+    "collapse": Analysis(CollapseConfig(), collapse.main, collapse_tables.TABLES),
     "nngp": Analysis(NngpConfig(), nngp.main, nngp_tables.TABLES),
 }
 
