@@ -78,7 +78,7 @@ VERBS = {
     *("train_teacher", "train_classifier", "train_equilibrium_classifier"),
     *("make_pairs", "pairs_status"),
     *("verify_pairs", "curate_pairs", "train", "sample", "evaluate", "fid", "report"),
-    *("diagnose", "convert", "benchmark", "analyze", "plan"),
+    *("diagnose", "certify", "convert", "benchmark", "analyze", "plan"),
 }
 ROOMS = {"recipes", "jobs", "training", "benchmarks", "analyses"}
 

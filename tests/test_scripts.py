@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from get import GETPipeline
 from pipeline.recipes import RECIPES, recipe
-from pipeline.recipes.settings_classify import image_classifiers
+from pipeline.recipes.settings_classify import certifications, image_classifiers
 
 from .problems import tiny_get
 from .processes import ROOT, Result, completed, environment
@@ -27,6 +27,7 @@ TABLES = {
     "evaluate": recipe.evaluations,
     "fid": recipe.fids,
     "diagnose": recipe.diagnoses,
+    "certify": certifications,
     "report": recipe.reports,
 }
 

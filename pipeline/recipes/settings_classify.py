@@ -2,11 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from get.errors import InputError
 from pipeline.recipes.recipe import RUNS, Recipe
-from pipeline.recipes.settings_make import LRScheduler, TrainingConfig, positive, within
+from pipeline.recipes.settings_make import (
+    LRScheduler,
+    TrainingConfig,
+    positive,
+    unsigned,
+    within,
+)
 
 if TYPE_CHECKING:  # models need torch, settings do not
     from get.models.image_classifier import ImageClassifier
@@ -124,3 +131,73 @@ def image_classifiers(recipes: Mapping[str, Recipe]) -> dict[str, ImageClassifie
             config = ImageClassifierConfig(output_dir=folder, train_data_dir=data, model=shape)
             found[f"{name}-{kind}".rstrip("-")] = config
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifyConfig:
+    """Certify an equilibrium classifier by randomised smoothing, solved in many ways.
+
+    Attributes:
+        model: A run of train_equilibrium_classifier.py, or any folder with such a classifier.
+        twin: Its explicit twin, for comparison; None leaves it out.
+        real_images: "digits", "photos", or a folder of pictures; the held-out part is certified.
+        output_dir: Where certified.json, certified.md and certified.png go; `labels/` there keeps
+            what is done, so that the same command continues.
+        num_images: Images, the first ones; None takes all.
+        sigma: Standard deviation of the noise, as in training.
+        num_trials: Noisy copies of an image whose votes count.
+        num_selection: Others, which choose its class.
+        audit_shares: Shares of `num_trials` that are audited where labels need it.
+        alpha: Probability that a certificate is wrong, at most.
+        chains: Chains of serialised smoothing.
+        seed: Of the noise.
+        full: Measure all ways of solving, not the main ones alone.
+        num_attacked: Images whose certificates are attacked.
+    """
+
+    model: Path
+    output_dir: Path
+    twin: Path | None = None
+    real_images: str = "digits"
+    num_images: int | None = None
+    sigma: float = 0.5
+    num_trials: int = 500
+    num_selection: int = 100
+    audit_shares: tuple[float, ...] = (0.04, 0.2, 1.0)
+    alpha: float = 1e-3
+    chains: int = 25
+    seed: int = 0
+    full: bool = False
+    num_attacked: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot mean anything."""
+        positive(
+            num_images=self.num_images,
+            sigma=self.sigma,
+            num_trials=self.num_trials,
+            num_selection=self.num_selection,
+            chains=self.chains,
+        )
+        within(0, num_attacked=self.num_attacked)
+        unsigned(self.seed)
+        if not 0 < self.alpha < 1:
+            raise InputError(f"expected alpha in (0, 1), got {self.alpha}")
+        if not all(0 < share <= 1 for share in self.audit_shares):
+            raise InputError(f"expected audit_shares in (0, 1], got {self.audit_shares}")
+
+
+def certifications(recipes: Mapping[str, Recipe]) -> dict[str, CertifyConfig]:
+    """Return the settings of certify.py by recipe."""
+    table = image_classifiers(recipes)
+    return {
+        name: CertifyConfig(
+            model=config.output_dir,
+            twin=table[f"{name}-explicit"].output_dir,
+            real_images=config.train_data_dir,
+            output_dir=config.output_dir / "certified",
+            sigma=config.noise,
+        )
+        for name, config in table.items()
+        if isinstance(config.model, EquilibriumShape)
+    }

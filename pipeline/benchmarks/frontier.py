@@ -1,0 +1,158 @@
+"""What certified smoothing costs: certified accuracy against evaluations, for every way of solving.
+
+`labelling.py` makes the labels; here they become certificates, rows of figures, a table and a plot.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from get.confidence import certified_radius
+from get.noise import step_seed
+from get.robustness import Audit, Bound, audit, bounded
+from pipeline.benchmarks.labelling import ADAPTIVE, FIXED, TWIN, Labelled, ways
+from pipeline.jobs.tables import markdown as markdown_table
+from pipeline.recipes.settings_classify import CertifyConfig
+
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+POINTS = 1.0  # a row is as good as the baseline if it loses at most so many points at every radius
+
+
+class Counting(NamedTuple):
+    """How the labels of a way are counted.
+
+    Attributes:
+        bound: The bound; None counts votes as they are.
+        audits: Copies that are solved as the certified classifier solves them.
+    """
+
+    bound: Bound | None = None
+    audits: int = 0
+
+
+def rows_of(
+    found: Sequence[Mapping[str, Labelled]], truth: Tensor, config: CertifyConfig
+) -> list[dict[str, Any]]:
+    """Return a row of figures for every way and every sound or unsound counting of its labels."""
+    table = ways(config.chains, config.full)
+    shares = [max(1, round(share * config.num_trials)) for share in config.audit_shares]
+    rows = []
+    for name in found[0]:
+        how = table.get(name)
+        needs_audit = how is not None and how.needs_audit
+        countings = [Counting()]
+        if needs_audit:
+            countings += [Counting(bound, k) for k in shares for bound in ("stated", "audited")]
+        for counting in countings:
+            rows.append(_row(name, counting, found, truth, config, not needs_audit))
+    return rows
+
+
+def _row(
+    name: str,
+    counting: Counting,
+    found: Sequence[Mapping[str, Labelled]],
+    truth: Tensor,
+    config: CertifyConfig,
+    independent: bool,
+) -> dict[str, Any]:
+    """Return the figures of one way and counting over all images."""
+    first = config.num_selection
+    radii, evaluations, disagreement = [], [], []
+    seconds: tuple[list[float], list[float]] = [], []  # wall, CPU
+    for index, (image, right) in enumerate(zip(found, truth.tolist(), strict=True)):
+        way, exact = image[name], image[ADAPTIVE]
+        label = int(way.labels[:first].mode().values)
+        labels, reference = way.labels[first:], exact.labels[first:]
+        spent, part = float(way.evaluations.sum()) + way.once, 0.0
+        checked: Audit | None = None
+        if counting.bound is not None:
+            drawn: list[Tensor] = []
+
+            def solved(chosen: Tensor, reference: Tensor = reference, drawn=drawn) -> Tensor:
+                drawn.append(chosen)
+                return reference[chosen]
+
+            generator = torch.Generator().manual_seed(step_seed(config.seed, index, 1))
+            checked = audit(labels, label, counting.audits, solved, generator, counting.bound)
+            (chosen,) = drawn
+            spent += float(exact.evaluations[first:][chosen].sum())
+            part = len(chosen) / len(exact.labels)
+        votes = int((labels == label).sum())
+        p = bounded(votes, config.num_trials, config.alpha, checked, counting.bound or "audited")
+        radius = certified_radius(p, config.sigma)
+        radii.append(radius if label == right and radius > 0 else -1.0)
+        evaluations.append(spent)
+        for total, own, audited in zip(seconds, way.seconds, exact.seconds, strict=True):
+            total.append(own + part * audited)
+        of_class = labels == label
+        disagreement.append(float((reference[of_class] != label).double().mean()) if votes else 0.0)
+    certified = torch.tensor(radii, dtype=torch.float64)
+    trials, alpha = config.num_trials, config.alpha
+    perfect = Audit(counting.audits, 0, counting.audits) if counting.bound else None
+    most = bounded(trials, trials, alpha, perfect, counting.bound or "audited")
+    return {
+        "name": name,
+        "bound": counting.bound,
+        "audits": counting.audits,
+        "sound": independent or counting.bound is not None,
+        "evaluations": _mean(evaluations),
+        "seconds": _mean(seconds[0]),
+        "cpu_seconds": _mean(seconds[1]),
+        "certified": {str(r): float((certified >= r).double().mean()) for r in RADII},
+        "average_radius": float(certified.clamp_min(0).mean()),
+        "most_radius": certified_radius(most, config.sigma),
+        "disagreement": _mean(disagreement),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def compare(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add to every row how it compares with the baseline; return the best sound row.
+
+    `speed` is the baseline's evaluations over the row's, `speed_seconds` the same of CPU time,
+    `loss` the most points of certified accuracy that it loses at a radius that it can reach, and
+    `loss_anywhere` at any radius, by which the best is chosen.
+    """
+    base = next(row for row in rows if row["name"] == FIXED)
+    for row in rows:
+        row["speed"] = base["evaluations"] / row["evaluations"] if row["evaluations"] else None
+        row["speed_seconds"] = base["cpu_seconds"] / max(row["cpu_seconds"], 1e-9)
+        reached = [r for r in RADII if r <= row["most_radius"]]
+        lost = [100 * (base["certified"][str(r)] - row["certified"][str(r)]) for r in reached]
+        row["loss"] = max(lost)
+        row["loss_anywhere"] = max(
+            100 * (base["certified"][str(r)] - row["certified"][str(r)]) for r in RADII
+        )
+    good = [
+        row
+        for row in rows
+        if row["sound"] and row["name"] != TWIN and row["loss_anywhere"] <= POINTS + 1e-9
+    ]
+    return min(good, key=lambda row: row["evaluations"])
+
+
+def markdown(figures: Mapping[str, Any]) -> str:
+    """Return the tables of certified.json: labels counted as votes, and labels that are audited."""
+    rows: list[dict[str, Any]] = figures["rows"]
+    radii = [f"r = {r:g}" for r in RADII]
+    votes = [["labels", "evaluations", "fewer", "CPU", *radii, "average radius", "other labels"]]
+    audits = [
+        ["labels", "audited", "evaluations", "fewer", *radii, "average radius", "other labels"]
+    ]
+    for row in rows:
+        certified = [f"{100 * value:.1f}" for value in row["certified"].values()]
+        speed = "-" if row["speed"] is None else f"{row['speed']:.1f}x"
+        ends = [*certified, f"{row['average_radius']:.3f}", f"{100 * row['disagreement']:.1f}%"]
+        costs = [f"{row['evaluations']:,.0f}", speed]
+        if row["sound"] and row["bound"] is None:
+            votes.append([row["name"], *costs, f"{row['speed_seconds']:.1f}x", *ends])
+        else:
+            counted = f"{row['audits']}, {row['bound']}" if row["sound"] else "none (UNSOUND)"
+            audits.append([row["name"], counted, *costs, *ends])
+    return f"{markdown_table(votes)}\n\n{markdown_table(audits)}"
