@@ -11,9 +11,12 @@ A patch lies entirely in held-out cells or entirely in the others, so no pixel i
 2,995 patches for training, 410 held out.
 """
 
+from typing import Literal, get_args
+
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from data.real.labelled import Labelled, Split
 from get.images import from_uint8
@@ -22,6 +25,7 @@ SIZE = 16  # side of a patch
 STRIDE = 4  # pixels between neighbouring patches
 CELL = 32  # side of a cell
 FACTORS = (3, 2, 3)  # by which the photographs are shrunk
+Photograph = Literal["astronaut", "chelsea", "coffee"]
 
 
 def photos(split: Split) -> Labelled:
@@ -29,14 +33,22 @@ def photos(split: Split) -> Labelled:
 
     They are computed with integers up to the last step, so no library release changes them.
     """
-    from skimage.data import astronaut, chelsea, coffee
-
-    parts = [
-        patches(shrink(photograph(), factor), split)
-        for photograph, factor in zip((astronaut, chelsea, coffee), FACTORS, strict=True)
-    ]
+    parts = [patches(_shrunk(name), split) for name in get_args(Photograph)]
     labels = [torch.full((len(part),), label) for label, part in enumerate(parts)]
     return Labelled(from_uint8(torch.from_numpy(np.concatenate(parts))), torch.cat(labels))
+
+
+def photograph(name: Photograph) -> Float[Tensor, "3 height width"]:
+    """Return a whole photograph, shrunk, in [-1, 1]."""
+    return from_uint8(torch.from_numpy(_shrunk(name).transpose(2, 0, 1))[None])[0]
+
+
+def _shrunk(name: Photograph) -> UInt8[np.ndarray, "height width 3"]:
+    from skimage.data import astronaut, chelsea, coffee
+
+    factors = dict(zip((astronaut, chelsea, coffee), FACTORS, strict=True))
+    found = {read.__name__: read for read in factors}[name]
+    return shrink(found(), factors[found])
 
 
 def shrink(

@@ -1,9 +1,11 @@
 """The benchmarks by name: their settings, what runs them, and the tables that documents show.
 
+delta    a GET that skips small changes, beside fewer iterations, stopping and compaction
 field    GETs and ViTs of many sizes on many or few pairs; what a loop is worth
 memory   bytes of a training step against the number of iterations
 modes    every way of training a GET
 ours     our training compared with the published one, both searched, three seeds
+photograph  the same for an equilibrium network that fits a picture
 reader   pairs per second of our reader and of webdataset's
 solvers  time and memory of our solvers and of torchdeq's
 train    training steps compared with the machine's matmul rate and with torchdeq
@@ -15,7 +17,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.files import read_json
-from pipeline.benchmarks import field, loops, memory, modes, ours, reader, solvers, train, writer
+from pipeline.benchmarks import (
+    delta,
+    field,
+    loops,
+    memory,
+    modes,
+    ours,
+    photograph,
+    reader,
+    solvers,
+    train,
+    writer,
+)
 from pipeline.benchmarks.results import BenchmarkConfig
 
 
@@ -26,18 +40,24 @@ class Benchmark(NamedTuple):
         settings: Its settings; the command line changes them.
         main: Measures with these settings and writes a JSON file.
         markdown: Turns what that file says into a table; None if no document shows it.
+        measurements: The folder beside the others' in which the committed file lies.
     """
 
     settings: BenchmarkConfig
     main: Callable[[Any], None]
     markdown: Callable[[dict[str, Any]], str] | None = None
+    measurements: str = ""
 
 
 BENCHMARKS = {
+    "delta": Benchmark(delta.DeltaConfig(), delta.main, delta.markdown, "delta"),
     "field": Benchmark(field.FieldConfig(), field.main, loops.markdown),
     "memory": Benchmark(memory.MemoryConfig(), memory.main, memory.markdown),
     "modes": Benchmark(modes.ModesConfig(), modes.main, modes.markdown),
     "ours": Benchmark(ours.OursConfig(), ours.main, ours.markdown),
+    "photograph": Benchmark(
+        photograph.PhotographConfig(), photograph.main, photograph.markdown, "delta"
+    ),
     "reader": Benchmark(reader.ReaderConfig(), reader.main),
     "solvers": Benchmark(solvers.SolversConfig(), solvers.main, solvers.markdown),
     "train": Benchmark(train.TrainBenchmarkConfig(), train.main, train.markdown),
@@ -47,8 +67,10 @@ BENCHMARKS = {
 
 def tables_of_benchmarks(names: Set[str], folder: Path) -> dict[str, str]:
     """Return the tables of these names that are of benchmarks, from folder/NAME.json."""
-    return {
-        name: table(read_json(folder / f"{name}.json"))
-        for name in sorted(names & BENCHMARKS.keys())
-        if (table := BENCHMARKS[name].markdown) is not None
-    }
+    tables = {}
+    for name in sorted(names & BENCHMARKS.keys()):
+        benchmark = BENCHMARKS[name]
+        if benchmark.markdown is not None:
+            place = folder.parent / benchmark.measurements if benchmark.measurements else folder
+            tables[name] = benchmark.markdown(read_json(place / f"{name}.json"))
+    return tables
