@@ -13,7 +13,7 @@ labels know the image, no base classifier gives them, and some of them must be a
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ from torch import Tensor
 from get.confidence import audited_bound, certified_radius, lower_bound, stated_bound
 from get.equilibrium import Anderson, Solver, fixed_point
 from get.errors import InputError
-from get.models.image_classifier import EquilibriumClassifier
+from get.models.get import Problem
 from get.noise import draw, step_seed
 
 SolveStart = Literal["injection", "zeros", "clean", "serial"]
@@ -94,7 +94,24 @@ class Certificate(NamedTuple):
     evaluations: int
 
 
-Model = EquilibriumClassifier | Callable[[Tensor], Tensor]
+@runtime_checkable
+class Solved(Protocol):
+    """A classifier that solves for its tokens: `EquilibriumClassifier`, or one of your own."""
+
+    def problem(self, images: Tensor) -> Problem:
+        """Return the problem of images; the first of its inputs are the injected features."""
+        ...
+
+    def equilibrium_map(self, z: Tensor, *inputs: Tensor) -> Tensor:
+        """Return f(z), whose fixed point is looked for."""
+        ...
+
+    def logits_of(self, tokens: Tensor) -> Tensor:
+        """Return the logits of a state."""
+        ...
+
+
+Model = Solved | Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -107,16 +124,16 @@ def label_copies(
     """Label noisy copies of an image.
 
     Args:
-        model: The classifier; any function from images to logits that is not an
-            `EquilibriumClassifier` is called, and `how` says no more than the batch size.
+        model: The classifier. Of one that is not `Solved`, any function from images to logits,
+            `how` says no more than the batch size.
         image: The image.
         noise: What is added to it, of the deviation of the smoothing.
         how: How a copy is solved.
     """
-    if not isinstance(model, EquilibriumClassifier):
+    if not isinstance(model, Solved):
         if how.needs_audit:
             raise InputError(
-                f"expected an EquilibriumClassifier for start {how.start!r}, got "
+                f"expected a classifier that solves for start {how.start!r}, got "
                 f"{type(model).__name__}; others have no solve to start"
             )
         labels = torch.cat([model(image + part).argmax(1) for part in noise.split(how.batch_size)])
@@ -142,7 +159,7 @@ class _State(NamedTuple):
 
 
 def _solve(
-    model: EquilibriumClassifier, images: Tensor, before: _State | None, how: Labelling
+    model: Solved, images: Tensor, before: _State | None, how: Labelling
 ) -> tuple[_State, Tensor]:
     """Return the states of images, from where the solve starts, and the evaluations of each."""
     problem = model.problem(images)

@@ -71,6 +71,7 @@ def main(config: CertifyConfig) -> None:
         "images": len(images),
         "best": {k: best[k] for k in ("name", "bound", "audits", "speed", "speed_seconds", "loss")},
         "rows": rows,
+        "largest_radii": frontier.largest_radii(config),
         "attacks": attacks(model, Labelled(images, truth), config),
         **provenance(),
     }

@@ -13,7 +13,7 @@ from get.errors import InputError
 from get.models.image_classifier import EquilibriumClassifier, ExplicitClassifier
 from get.robustness import certify
 from pipeline.benchmarks import frontier
-from pipeline.benchmarks.labelling import FIXED, TWIN, label_images, ways
+from pipeline.benchmarks.labelling import ADAPTIVE, FIXED, TWIN, label_images, ways
 from pipeline.recipes import RECIPES
 from pipeline.recipes.settings_classify import CertifyConfig, certifications
 
@@ -46,7 +46,7 @@ def found(models: Path) -> tuple[CertifyConfig, list]:
 
 def test_a_row_is_what_the_library_certifies(found):
     config, (model, images, truth, labels) = found
-    table, rows = ways(config.chains, full=False), frontier.rows_of(labels, truth, config)
+    table, rows = ways(config), frontier.rows_of(labels, truth, config)
     assert {row["name"] for row in rows} == table.keys()
     given = {"sigma": config.sigma, "trials": 20, "selection": 4, "alpha": config.alpha}
     for name, audits in ((FIXED, 0), ("truncated 3", 0), ("serial 1", 4), ("clean 3", 4)):
@@ -125,6 +125,14 @@ def test_numbers_that_cannot_be_are_refused():
     for name, value in changes.items():
         with pytest.raises(InputError, match=f"expected {name}"):
             replace(config, **{name: value})
+
+
+def test_the_ways_asked_for_are_measured_with_those_they_are_compared_with():
+    config = next(iter(certifications(RECIPES).values()))
+    assert list(ways(replace(config, ways=("serial 2", FIXED)))) == [FIXED, ADAPTIVE, "serial 2"]
+    assert ways(config).keys() < ways(replace(config, full=True)).keys()
+    with pytest.raises(InputError, match=r"expected ways among fixed 30, .*, got serial 9"):
+        ways(replace(config, ways=("serial 9",)))
 
 
 def test_every_equilibrium_classifier_of_a_recipe_is_certified_with_its_twin():

@@ -71,6 +71,14 @@ def test_perfect_agreement_certifies_the_known_maximum_and_no_more(n, k, alpha, 
     assert stated < audited < plain
 
 
+@pytest.mark.parametrize("votes", [60, 90, 100])
+def test_the_audited_bound_is_not_below_the_stated_one(votes: int):
+    for audited in (5, 30, votes):
+        for disagreeing in {0, 1, audited // 4}:
+            numbers = votes, 100, disagreeing, audited, ALPHA
+            assert audited_bound(*numbers) >= stated_bound(*numbers) - 1e-12
+
+
 def test_a_radius_is_sigma_times_the_normal_quantile_and_0_without_a_majority():
     assert certified_radius(0.8413447460685429, 0.25) == pytest.approx(0.25)
     assert certified_radius(0.5, 1.0) == certified_radius(0.2, 1.0) == 0

@@ -100,7 +100,7 @@ def test_labels_that_know_the_image_are_not_counted_without_an_audit():
     for start in ("clean", "serial"):
         with pytest.raises(InputError, match=f"audits above 0 for start '{start}', got 0"):
             certify(classifier(), IMAGE, sigma=0.5, how=replace(PLAIN, start=start))
-    with pytest.raises(InputError, match="expected an EquilibriumClassifier for start 'serial'"):
+    with pytest.raises(InputError, match="expected a classifier that solves for start 'serial'"):
         certify(HalfSpace(0.0), IMAGE, sigma=0.5, how=SERIAL, audits=9)
     with pytest.raises(InputError, match="sigma, trials and selection above 0"):
         certify(classifier(), IMAGE, sigma=0.0)

@@ -17,6 +17,7 @@ from pipeline.jobs.tables import markdown as markdown_table
 from pipeline.recipes.settings_classify import CertifyConfig
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+PAPER = ((10_000, 400), (10_000, 2000), (10_000, 10_000), (100_000, 400), (100_000, 10_000))
 POINTS = 1.0  # a row is as good as the baseline if it loses at most so many points at every radius
 
 
@@ -36,7 +37,7 @@ def rows_of(
     found: Sequence[Mapping[str, Labelled]], truth: Tensor, config: CertifyConfig
 ) -> list[dict[str, Any]]:
     """Return a row of figures for every way and every sound or unsound counting of its labels."""
-    table = ways(config.chains, config.full)
+    table = ways(config)
     shares = [max(1, round(share * config.num_trials)) for share in config.audit_shares]
     rows = []
     for name in found[0]:
@@ -108,6 +109,25 @@ def _row(
     }
 
 
+def largest_radii(config: CertifyConfig) -> list[dict[str, Any]]:
+    """Return the radii that no certificate exceeds, where all labels are one class.
+
+    They are functions of the numbers of copies and audits alone: those of these settings, and those
+    that the paper on serialised smoothing uses.
+    """
+    own = [(config.num_trials, max(1, round(s * config.num_trials))) for s in config.audit_shares]
+    rows = []
+    for trials, audits in (*own, *PAPER):
+        bounds: dict[str, float] = {
+            "votes": bounded(trials, trials, config.alpha),
+            "stated": bounded(trials, trials, config.alpha, Audit(audits, 0, audits), "stated"),
+            "audited": bounded(trials, trials, config.alpha, Audit(audits, 0, audits)),
+        }
+        radii = {name: certified_radius(p, config.sigma) for name, p in bounds.items()}
+        rows.append({"trials": trials, "audits": audits, **radii})
+    return rows
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -138,14 +158,14 @@ def compare(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(figures: Mapping[str, Any]) -> str:
-    """Return the tables of certified.json: labels counted as votes, and labels that are audited."""
-    rows: list[dict[str, Any]] = figures["rows"]
+    """Return the tables of certified.json: votes, audited labels, and the largest radii."""
+    numbers = figures["settings"]
     radii = [f"r = {r:g}" for r in RADII]
     votes = [["labels", "evaluations", "fewer", "CPU", *radii, "average radius", "other labels"]]
     audits = [
-        ["labels", "audited", "evaluations", "fewer", *radii, "average radius", "other labels"]
+        ["labels", "audits", "evaluations", "fewer", *radii, "average radius", "other labels"]
     ]
-    for row in rows:
+    for row in figures["rows"]:
         certified = [f"{100 * value:.1f}" for value in row["certified"].values()]
         speed = "-" if row["speed"] is None else f"{row['speed']:.1f}x"
         ends = [*certified, f"{row['average_radius']:.3f}", f"{100 * row['disagreement']:.1f}%"]
@@ -153,6 +173,15 @@ def markdown(figures: Mapping[str, Any]) -> str:
         if row["sound"] and row["bound"] is None:
             votes.append([row["name"], *costs, f"{row['speed_seconds']:.1f}x", *ends])
         else:
-            counted = f"{row['audits']}, {row['bound']}" if row["sound"] else "none (UNSOUND)"
+            counted = f"{row['audits']}, {row['bound']}" if row["sound"] else "none: UNSOUND"
             audits.append([row["name"], counted, *costs, *ends])
-    return f"{markdown_table(votes)}\n\n{markdown_table(audits)}"
+    largest = [["copies", "audits", "votes alone", "stated bound", "audited bound"]]
+    for row in figures["largest_radii"]:
+        bounds = [f"{row[name]:.3f}" for name in ("votes", "stated", "audited")]
+        largest.append([f"{row['trials']:,}", f"{row['audits']:,}", *bounds])
+    caption = (
+        f"{figures['images']} held-out images, sigma {numbers['sigma']:g}, alpha "
+        f"{numbers['alpha']:g}; of every image {numbers['num_selection']} noisy copies choose the "
+        f"class and {numbers['num_trials']} vote."
+    )
+    return "\n\n".join((caption, *map(markdown_table, (votes, audits, largest))))

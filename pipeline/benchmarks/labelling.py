@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data.files import new_file
 from get.equilibrium import Picard
+from get.errors import InputError
 from get.noise import draw, step_seed
 from get.robustness import REFERENCE, Labelling, Model, SolveStart, label_copies
 from pipeline.recipes.settings_classify import CertifyConfig
@@ -25,11 +26,14 @@ TWIN = "explicit"
 FIXED, ADAPTIVE = "fixed 30", "adaptive 1e-3"
 
 
-def ways(chains: int, full: bool) -> dict[str, Labelling]:
-    """Return the ways of solving by name: the main ones, or all.
+def ways(config: CertifyConfig) -> dict[str, Labelling]:
+    """Return the ways of solving by name: the main ones, all, or those asked for.
 
     "fixed 30" is the baseline of the paper on serialised smoothing. Numbers after the other names
     are plain steps, or the relative residual at which Anderson's iteration ends.
+
+    Raises:
+        InputError: If there is no such way.
     """
 
     def steps(
@@ -38,7 +42,7 @@ def ways(chains: int, full: bool) -> dict[str, Labelling]:
         name = {"injection": "truncated", "zeros": "from zeros"}.get(start, start)
         one = Labelling(start=start, solver=Picard(), max_steps=1, shifted=shifted)
         if start == "serial":
-            one = replace(one, batch_size=chains)
+            one = replace(one, batch_size=config.chains)
         name += " shifted" if shifted else ""
         return {f"{name} {k}": replace(one, max_steps=k) for k in counts}
 
@@ -50,9 +54,9 @@ def ways(chains: int, full: bool) -> dict[str, Labelling]:
         **steps("clean", (1, 3)),
         "clean 1e-3": Labelling(start="clean", tol=1e-3),
         **steps("serial", (1, 3)),
-        "serial 1e-3": Labelling(start="serial", tol=1e-3, batch_size=chains),
+        "serial 1e-3": Labelling(start="serial", tol=1e-3, batch_size=config.chains),
     }
-    if full:
+    if config.full or config.ways:
         table |= {
             "adaptive 1e-2": Labelling(tol=1e-2),
             **steps("injection", (4,)),
@@ -62,9 +66,13 @@ def ways(chains: int, full: bool) -> dict[str, Labelling]:
             **steps("serial", (2,)),
             **steps("serial", (1, 2, 3), shifted=True),
             "serial shifted 1e-3": Labelling(
-                start="serial", tol=1e-3, batch_size=chains, shifted=True
+                start="serial", tol=1e-3, batch_size=config.chains, shifted=True
             ),
         }
+    if unknown := [name for name in config.ways if name not in table]:
+        raise InputError(f"expected ways among {', '.join(table)}, got {', '.join(unknown)}")
+    if config.ways:
+        return {name: table[name] for name in dict.fromkeys((FIXED, ADAPTIVE, *config.ways))}
     return table
 
 
@@ -101,7 +109,7 @@ def label_images(
         progress: Called after every image.
     """
     table: dict[str, tuple[Model, Labelling]] = {
-        name: (model, how) for name, how in ways(config.chains, config.full).items()
+        name: (model, how) for name, how in ways(config).items()
     }
     if twin is not None:
         table[TWIN] = twin, Labelling()

@@ -152,6 +152,8 @@ class CertifyConfig:
         chains: Chains of serialised smoothing.
         seed: Of the noise.
         full: Measure all ways of solving, not the main ones alone.
+        ways: Measure these alone, with "fixed 30" and "adaptive 1e-3", which the others are
+            compared with; see `pipeline/benchmarks/labelling.py`. None given, the main ones.
         num_attacked: Images whose certificates are attacked.
     """
 
@@ -168,6 +170,7 @@ class CertifyConfig:
     chains: int = 25
     seed: int = 0
     full: bool = False
+    ways: tuple[str, ...] = ()
     num_attacked: int = 20
 
     def __post_init__(self) -> None:
