@@ -1,12 +1,13 @@
 """The card of an exported student: what it is, how to load it, what was measured of it."""
 
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from data.files import read_json
+from get.errors import InputError
 from get.pipeline_get import GETPipeline
+from pipeline.jobs.students import weights_hash
 from pipeline.jobs.tables import markdown
 
 
@@ -36,13 +37,13 @@ def model_card(
         if model.iterations
         else ""
     )
-    classes = f", {model.num_classes} classes" if model.num_classes else ""
+    classes = f" of {model.num_classes} classes" if model.num_classes else ""
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {title.rpartition('/')[2]}",
         "![Images of seed 0](images.png)",
-        f"A {name} of {model.num_parameters():,} parameters that makes images of "
-        f"{' x '.join(map(str, model.image_shape))}{classes} from noise in one call.{iterations}",
+        f"A {name} of {model.num_parameters():,} parameters that makes images "
+        f"({' x '.join(map(str, model.image_shape))}){classes} from noise in one call.{iterations}",
         f"""```python
 import torch
 from diffusers import DiffusionPipeline
@@ -53,14 +54,25 @@ images = pipeline(batch_size=4{labels}, generator=generator).images
 ```""",
         "`trust_remote_code` runs `pipeline.py` and the class in `model/`, which need torch and "
         "diffusers only.",
-        *([] if figures is None else measured(read_json(figures))),
+        *([] if figures is None else measured(figures, source)),
         *training(source),
     ]
     return str(ModelCard("\n\n".join(parts))) + "\n"
 
 
-def measured(model: dict[str, Any]) -> list[str]:
-    """Return what evaluate.py measured, as a table."""
+def measured(figures: Path, source: Path) -> list[str]:
+    """Return what evaluate.py measured, as a table.
+
+    Raises:
+        InputError: If it measured another model.
+    """
+    model = read_json(figures)
+    found = model.get("inputs", {}).get("weights") if isinstance(model, dict) else None
+    if found != (expected := weights_hash(source)):
+        raise InputError(
+            f"expected figures of the model in {source} (weights {expected[:12]}) in {figures}, "
+            f"got those of {str(found)[:12]}; run evaluate.py on this model"
+        )
     dial = model.get("by_iterations") or {"-": model}
     names = list(next(iter(dial.values()))["networks"])
     trained = model.get("trained_on")
