@@ -199,5 +199,6 @@ run_recipe stage_each sample pipeline.sample "${students[0]}" \
 run_recipe stage evaluate pipeline.evaluate "$recipe" --pairs "$pairs" --teacher "$teacher" \
     --runs "${runs[@]}" --output_dir "${runs[0]}/evaluation" \
     ${features_flag[@]+--feature_networks "$features"}
-run_recipe stage report pipeline.report "$recipe" --evaluation "${runs[0]}/evaluation"
+run_recipe stage report pipeline.report "$recipe" --runs "${runs[@]}" \
+    --evaluation "${runs[0]}/evaluation"
 printf '\n%s' "$summary"

@@ -16,6 +16,7 @@ from data.manifest import Manifest
 from pipeline import report
 from pipeline.analyses.table import ANALYSES
 from pipeline.benchmarks.table import BENCHMARKS
+from pipeline.jobs.comparison import read_models
 from pipeline.jobs.tables import marked
 from pipeline.recipes import RECIPES
 from pipeline.recipes.recipe import students
@@ -216,4 +217,4 @@ def test_the_tables_in_documents_are_what_the_committed_measurements_say():
     marks = set().union(*map(marked, texts.values()))
     known = {"digits", *(n for n, b in BENCHMARKS.items() if b.markdown)}
     assert marks <= known.union(*(analysis.tables for analysis in ANALYSES.values()))
-    assert report.renewed_documents(config, report.read_models(config.evaluation)) == texts
+    assert report.renewed_documents(config, read_models(config.evaluation)) == texts

@@ -293,6 +293,6 @@ def evaluations(recipes: Recipes) -> dict[str, EvaluateConfig]:
 def reports(recipes: Recipes) -> dict[str, ReportConfig]:
     """Return the settings of report.py by recipe."""
     return {
-        name: ReportConfig(recipe=name, evaluation=config.output_dir)
+        name: ReportConfig(recipe=name, evaluation=config.output_dir, runs=config.runs)
         for name, config in evaluations(recipes).items()
     }

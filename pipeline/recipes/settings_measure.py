@@ -137,7 +137,10 @@ class ReportConfig:
 
     Attributes:
         recipe: Name of the recipe, for titles and marks.
-        evaluation: Folder of what evaluate.py wrote; report.md and comparison.png go there too.
+        evaluation: Folder of what evaluate.py wrote; report.md, report.html and comparison.png go
+            there too.
+        runs: The students, whose trainings are shown.
+        watch: Write report.html again and again while trainings run, until Ctrl-C.
         documents: Markdown files; the table between this recipe's marks is renewed in them.
         benchmarks: Folder of what benchmark.py wrote; the tables of benchmarks are renewed too.
         analyses: Folder with a folder of each analysis that analyze.py made; likewise.
@@ -145,6 +148,8 @@ class ReportConfig:
 
     recipe: str
     evaluation: Path
+    runs: tuple[Path, ...] = ()
+    watch: bool = False
     documents: tuple[Path, ...] = ()
     benchmarks: Path | None = None
     analyses: Path | None = None
