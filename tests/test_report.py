@@ -144,7 +144,9 @@ def test_the_page_holds_all_it_shows(evaluation, tmp_path, here):
 def test_the_page_follows_trainings_until_a_signal(tmp_path, script):
     evaluation, run = tmp_path / "evaluation", begun(tmp_path / "digits", 40)
     flags = "digits", "--watch", "--evaluation", evaluation, "--runs", run
-    stopped = script("pipeline.report", *flags, at=At("os.rename", "*report.html"), number=signal.SIGINT)
+    stopped = script(
+        "pipeline.report", *flags, at=At("os.rename", "*report.html"), number=signal.SIGINT
+    )
     assert stopped.code == 128 + signal.SIGINT
     assert "digits at step 40" in stopped.out
     page = Page((evaluation / "report.html").read_text())
