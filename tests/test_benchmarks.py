@@ -9,7 +9,7 @@ import torch
 from data.files import write_json
 from get import GETPipeline
 from get.cost import images_per_second, in_turns, median_ratio
-from pipeline.benchmarks import memory, modes, solvers, train, writer
+from pipeline.benchmarks import costs, memory, modes, solvers, train, writer
 from pipeline.benchmarks.one_step import random_pairs
 from pipeline.make_pairs import main as make_pairs
 from pipeline.recipes import RECIPES
@@ -51,6 +51,25 @@ def test_memory_reports_kept_and_peak_bytes_of_every_mode(tmp_path, capsys):
     assert found["state_bytes"] == 4 * 256 * 4
     assert (tmp_path / "memory.png").stat().st_size > 0
     assert "implicit" in capsys.readouterr().out
+
+
+def test_costs_are_the_hand_counts_and_ratios_to_the_teacher(tmp_path, capsys):
+    config = costs.CostsConfig(
+        output_dir=tmp_path, sizes=("GET-T/2", "ViT-S/4"), batch_sizes=(1, 2), repeats=1,
+        training_batch=1, teacher_channels=8,
+    )  # fmt: skip
+    costs.main(config)
+    found = json.loads((tmp_path / "costs.json").read_text())["models"]
+    get, vit, teacher = found["GET-T/2"], found["ViT-S/4"], found[costs.TEACHER]
+    assert get["macs"] == pytest.approx(7.0e9, rel=0.01)  # 7.0 G by hand (6 iterations, 32x32)
+    assert get["parameters"] == pytest.approx(8.56e6, rel=0.01)
+    assert (get["evaluations"], vit["evaluations"], teacher["evaluations"]) == (1, 1, 35)
+    assert get["training_bytes"] > 0
+    assert "training_bytes" not in teacher
+    for row in found.values():
+        best = max(int(b) / s for b, s in row["seconds"].items()) / row["evaluations"]
+        assert row["images_per_second"] == best
+    assert "| GET-T/2 | 8.6 M | 1 | 7.0 G |" in capsys.readouterr().out
 
 
 def test_solvers_are_compared_at_the_same_number_of_evaluations(tmp_path):

@@ -1,5 +1,6 @@
 """The benchmarks by name: their settings, what runs them, and the tables that documents show.
 
+costs    what an image costs with a teacher, GETs and ViTs of published sizes
 delta    a GET that skips small changes, beside fewer iterations, stopping and compaction
 field    GETs and ViTs of many sizes on many or few pairs; what a loop is worth
 memory   bytes of a training step against the number of iterations
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 from data.files import read_json
 from pipeline.benchmarks import (
+    costs,
     delta,
     field,
     loops,
@@ -50,6 +52,7 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
+    "costs": Benchmark(costs.CostsConfig(), costs.main, costs.markdown),
     "delta": Benchmark(delta.DeltaConfig(), delta.main, delta.markdown, "delta"),
     "field": Benchmark(field.FieldConfig(), field.main, loops.markdown),
     "memory": Benchmark(memory.MemoryConfig(), memory.main, memory.markdown),
