@@ -21,7 +21,7 @@ from PIL import Image
 
 from data.files import new_file
 from get.errors import InputError
-from pipeline.analyses.table import tables_of_analyses
+from pipeline.analyses.table import sections_of_analyses, tables_of_analyses
 from pipeline.benchmarks.table import tables_of_benchmarks
 from pipeline.jobs.comparison import (
     Model,
@@ -57,6 +57,7 @@ def main(config: ReportConfig) -> None:
             for title, rows in at_every_number_of_iterations(models)
             for part in (f"## {title}", markdown(rows))
         ),
+        *sections_of_analyses(config.analyses),
     ]
     write(page, "\n\n".join(lines) + "\n")
     write(page.with_suffix(".html"), html_page(config.recipe, models, trainings, picture))

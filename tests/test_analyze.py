@@ -10,7 +10,7 @@ from get.errors import InputError
 from pipeline.analyses.compared import compare
 from pipeline.analyses.limits import limits
 from pipeline.analyses.settings import CollapseConfig, NngpConfig
-from pipeline.analyses.table import ANALYSES
+from pipeline.analyses.table import ANALYSES, sections_of_analyses
 from pipeline.analyses.unequal import Cell, training_set
 
 from .problems import tiny_get
@@ -59,26 +59,30 @@ def test_unknown_activations_are_refused(here):
 def test_collapse_trains_what_is_missing_and_its_tables_show_what_it_found(tmp_path, here):
     settings = (
         *("--ratios", 4, "--images", 12, "--seeds", 0, "--max_train_steps", 1),
-        *("--points", 1, "--jobs", 1, "--output_dir", tmp_path),
+        *("--points", 1, "--jobs", 1, "--output_dir", tmp_path / "collapse"),
     )
     result = here("analyze", "collapse", *settings)
     assert result.codes == [0], result.err
-    found = json.loads((tmp_path / "collapse.json").read_text())
-    for table in ANALYSES["collapse"].tables.values():
-        assert table(found) in result.out
-    assert (tmp_path / "collapse.png").stat().st_size > 0
+    found = json.loads((tmp_path / "collapse" / "collapse.json").read_text())
+    title, _, *tables = sections_of_analyses(tmp_path)
+    assert title == "## Neural collapse"
+    assert len(tables) == len(ANALYSES["collapse"].tables)
+    assert all(table in result.out for table in tables)
+    assert (tmp_path / "collapse" / "collapse.png").stat().st_size > 0
     assert [run["kind"] for run in found["runs"]] == ["equilibrium", "explicit"]
     assert {run["training_images"] for run in found["runs"]} == {3 * 12 + 7 * 3}
     assert [("residual" in run["curve"][0]) for run in found["runs"]] == [True, False]
 
     # The same command repeats nothing; other settings need another folder.
-    files = sorted((tmp_path / "trainings").glob("*seed*.json"))
+    files = sorted((tmp_path / "collapse" / "trainings").glob("*seed*.json"))
     before = [path.stat().st_mtime_ns for path in files]
     files[1].unlink()
     assert here("analyze", "collapse", *settings).codes == [0]
     after = [path.stat().st_mtime_ns for path in files]
     assert [a == b for a, b in zip(after, before, strict=True)] == [True, False]
-    assert json.loads((tmp_path / "collapse.json").read_text())["rows"] == found["rows"]
+    assert (
+        json.loads((tmp_path / "collapse" / "collapse.json").read_text())["rows"] == found["rows"]
+    )
     result = here("analyze", "collapse", *settings, "--points", 2)
     assert result.codes == [2]
     assert "expected trainings with these settings" in result.err

@@ -25,7 +25,10 @@ from pipeline.benchmarks.results import save
 from pipeline.cli import Failed, progress_bar
 from pipeline.jobs.processes import one_of_several
 
-FREE = {"output_dir", "seeds", "jobs", "full", "kinds", "majorities", "ratios", "student_ratios"}
+FREE = {
+    *("output_dir", "seeds", "jobs", "full", "kinds"),
+    *("majorities", "ratios", "student_ratios", "weight_decays"),
+}
 
 
 def main(config: CollapseConfig) -> None:

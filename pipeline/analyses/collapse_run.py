@@ -21,7 +21,7 @@ from pipeline.recipes.settings_classify import (
     EquilibriumShape,
     ImageClassifierConfig,
 )
-from pipeline.training.classify import training_of
+from pipeline.training.classify import ClassifierTraining
 
 BATCH = 512  # images at once where features are looked at
 Task = tuple[CollapseConfig, Cell, Kind, int]
@@ -53,11 +53,16 @@ def _train(config: CollapseConfig, cell: Cell, kind: Kind, seed: int) -> dict[st
         max_train_steps=config.max_train_steps,
         gradient="phantom" if kind == "equilibrium-phantom" else "window",
     )
-    curve, parameters = [], 0
-    every = -(-config.max_train_steps // config.points)
-    for progress in training_of(settings, images.images, every=every):
-        parameters = count_parameters(progress.model)
-        curve.append({"step": progress.steps, **look(progress.model, images, held_out)})
+    training = ClassifierTraining(settings, images.images)
+    model, adamw = training.model, training.updates.optimizers["optimizer"]
+    curve, every = [], -(-config.max_train_steps // config.points)
+    for step in range(config.max_train_steps):
+        rate = adamw.param_groups[0]["lr"]
+        training(step)
+        with torch.no_grad():
+            model.classes.weight.mul_(1 - rate * cell.decay)
+        if (step + 1) % every == 0 or step + 1 == config.max_train_steps:
+            curve.append({"step": step + 1, **look(model, images, held_out)})
     terminal = [i for i, point in enumerate(curve) if point["training_accuracy"] < 1]
     after = terminal[-1] + 1 if terminal else 0
     return {
@@ -67,7 +72,7 @@ def _train(config: CollapseConfig, cell: Cell, kind: Kind, seed: int) -> dict[st
         "seed": seed,
         "majority": images.majority,
         "training_images": len(images.images.labels),
-        "parameters": parameters,
+        "parameters": count_parameters(model),
         # From here on no training image is misnamed; None if that was never so.
         "terminal_step": curve[after]["step"] if after < len(curve) else None,
         "curve": curve,

@@ -80,7 +80,7 @@ def of_regression(result: Result) -> str:
         "accuracy",
         "squared error",
         "log density",
-        "log likelihood",
+        "equilibrium's gain",
     ]
     lines = [header]
     for row in result["regression"]["rows"]:

@@ -9,7 +9,7 @@ from get.analysis import ERF, RELU, TANH
 from get.errors import InputError
 from pipeline.benchmarks.results import BenchmarkConfig
 from pipeline.recipes.recipe import RUNS
-from pipeline.recipes.settings_make import positive, unsigned
+from pipeline.recipes.settings_make import positive, unsigned, within
 
 KNOWN = {a.name: a for a in (RELU, ERF, TANH)}
 
@@ -84,11 +84,13 @@ class CollapseConfig(BenchmarkConfig):
         images: Real training images of a majority class.
         student_ratios: The same with images of the student, of which there are as many as needed.
         student_images: Images of a majority class there.
+        weight_decays: Of the last layer's weight, decoupled: a step multiplies it by 1 - learning
+            rate * decay. Theory bounds its size, which 0 does not.
         seeds: Of initial weights, order and choice of classes.
         max_train_steps: Steps of a training, at the end of which no training image is misnamed.
         points: How often the features are looked at.
         jobs: Trainings at the same time, a core each.
-        full: Five seeds, and seven majority classes as well as three.
+        full: Five seeds, seven majority classes as well, and unequal classes with weight decay.
     """
 
     output_dir: Path = RUNS / "collapse"
@@ -101,6 +103,7 @@ class CollapseConfig(BenchmarkConfig):
     images: int = 120
     student_ratios: tuple[int, ...] = (100,)
     student_images: int = 600
+    weight_decays: tuple[float, ...] = (0.0,)
     seeds: tuple[int, ...] = (0, 1, 2)
     max_train_steps: int = 1000
     points: int = 8
@@ -127,3 +130,5 @@ class CollapseConfig(BenchmarkConfig):
                 )
         for seed in self.seeds:
             unsigned(seed)
+        for decay in self.weight_decays:
+            within(0, weight_decays=decay)

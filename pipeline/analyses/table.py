@@ -21,16 +21,32 @@ class Analysis(NamedTuple):
         settings: Its settings; the command line changes them.
         main: Runs with these settings and writes NAME.json and a plot.
         tables: Tables that documents show, by name: each made of what NAME.json says.
+        title: Of a section of a report.
+        page: The document that explains the tables.
     """
 
     settings: BenchmarkConfig
     main: Callable[[Any], None]
     tables: Mapping[str, Callable[[dict[str, Any]], str]]
+    title: str
+    page: str
 
 
 ANALYSES = {
-    "collapse": Analysis(CollapseConfig(), collapse.main, collapse_tables.TABLES),
-    "nngp": Analysis(NngpConfig(), nngp.main, nngp_tables.TABLES),
+    "collapse": Analysis(
+        CollapseConfig(),
+        collapse.main,
+        collapse_tables.TABLES,
+        "Neural collapse",
+        "docs/collapse.md",
+    ),
+    "nngp": Analysis(
+        NngpConfig(),
+        nngp.main,
+        nngp_tables.TABLES,
+        "Wide equilibria as Gaussian processes",
+        "docs/gaussian_process.md",
+    ),
 }
 
 
@@ -42,3 +58,14 @@ def tables_of_analyses(names: Set[str], folder: Path) -> dict[str, str]:
             result = read_json(folder / name / f"{name}.json")
             found |= {table: analysis.tables[table](result) for table in shown}
     return found
+
+
+def sections_of_analyses(folder: Path | None) -> list[str]:
+    """Return the titled tables of every analysis that has results in a folder."""
+    parts = []
+    for name, analysis in ANALYSES.items():
+        if folder is not None and (path := folder / name / f"{name}.json").exists():
+            result = read_json(path)
+            parts += [f"## {analysis.title}", f"{analysis.page} says what the figures mean."]
+            parts += [table(result) for table in analysis.tables.values()]
+    return parts

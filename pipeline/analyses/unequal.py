@@ -5,8 +5,9 @@ Real images, or images of a class-conditional student where ratios ask for more 
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from get.sampling import generate
 from pipeline.analyses.settings import CollapseConfig
 from pipeline.jobs.students import load_student
 
+DECAY = 0.5  # weight decay of the last layer in the whole grid
 SPARE = 1.2  # images of a student made for each one needed: those of unclear class are left out
 
 
@@ -26,21 +28,23 @@ class Cell(NamedTuple):
     """A kind of training set.
 
     Attributes:
-        source: Whose images.
+        source: Whose images: "real" or "student".
         majorities: Number of majority classes; 0 if all classes have as many images.
         ratio: Images of a majority class over those of a minority class.
+        decay: Weight decay of the last layer in training.
     """
 
-    source: Literal["real", "student"]
+    source: str
     majorities: int
     ratio: int
+    decay: float = 0.0
 
     @property
     def name(self) -> str:
         """What files and tables call it."""
-        if self.ratio == 1:
-            return f"{self.source}-balanced"
-        return f"{self.source}-{self.majorities}major-ratio{self.ratio}"
+        unequal = f"{self.majorities}major-ratio{self.ratio}"
+        decay = f"-decay{self.decay:g}" if self.decay else ""
+        return f"{self.source}-{'balanced' if self.ratio == 1 else unequal}{decay}"
 
 
 class Unequal(NamedTuple):
@@ -59,12 +63,14 @@ class Unequal(NamedTuple):
 
 def cells(config: CollapseConfig) -> list[Cell]:
     """Return the training sets that are asked for, the balanced ones first."""
-    majorities = sorted({*config.majorities, 7}) if config.full else config.majorities
+    majorities, decays = dict.fromkeys(config.majorities), dict.fromkeys(config.weight_decays)
+    if config.full:
+        majorities[7] = decays[DECAY] = None
     found = []
-    for count in majorities:
-        found += [Cell("real", 0 if r == 1 else count, r) for r in config.ratios]
-        if config.student is not None:
-            found += [Cell("student", 0 if r == 1 else count, r) for r in config.student_ratios]
+    for decay, count in product(decays, majorities):
+        for source, ratios in (("real", config.ratios), ("student", config.student_ratios)):
+            if source == "real" or config.student is not None:
+                found += [Cell(source, 0 if r == 1 else count, r, decay) for r in ratios]
     return list(dict.fromkeys(found))
 
 
