@@ -56,7 +56,7 @@ def test_the_work_of_single_elements_is_what_a_hand_count_says():
     evaluate(delta, layer, x + 0.06)  # the second input of the first sample by 0.11 since it was
     assert delta.macs == [12, 6, 2]
     assert delta.dense_macs == [12, 12, 12]
-    assert delta.idle_macs == 6 + 10
+    assert delta.surplus_macs == 6 + 10
 
 
 def test_the_work_of_tokens_and_samples_is_what_a_hand_count_says():
@@ -70,7 +70,7 @@ def test_the_work_of_tokens_and_samples_is_what_a_hand_count_says():
             assert torch.allclose(evaluate(delta, layer, y), layer(y))
         assert delta.macs == [6 * 20, groups * 20]
         assert work.total == groups * 20 + 6 * 20  # the second term is layer(y)
-        assert delta.idle_macs == 0
+        assert delta.surplus_macs == 0
 
 
 @EVERY_UNIT
@@ -87,6 +87,30 @@ def test_an_output_stays_within_threshold_times_the_row_sums_of_the_weights(unit
         worst = torch.maximum(worst, error.max())
     assert worst > 1e-3  # it does skip
     assert sum(delta.macs) < sum(delta.dense_macs)
+
+
+@pytest.mark.parametrize("rows", [(1,), (5,), (2, 3)], ids=str)
+def test_wide_layers_add_up_the_columns_of_few_changes_and_count_the_same(rows: tuple[int, ...]):
+    generator = seeded(0)
+    layer = nn.Linear(64, 512, dtype=torch.float64)
+    delta, x = DeltaMemory(0.5, "element"), torch.zeros(*rows, 64, dtype=torch.float64)
+    evaluate(delta, layer, x)
+    for changes in (0, 1, 3, 64):  # few inputs, then all: the product is whole
+        x = x.clone()
+        x[..., :changes] += 1 + torch.rand(*rows, changes, generator=generator)
+        with Macs() as made:
+            y = evaluate(delta, layer, x)
+            layer(x)
+        torch.testing.assert_close(y, layer(x))
+        needed = x.numel() // 64 * changes * 512
+        assert delta.macs[-1] == needed
+        expected = needed if changes == 64 else 0  # torch's table has no sum of columns
+        assert made.total - x.numel() * 512 == expected  # the first product is layer(x)
+    layer.weight.mul_(2)  # a layer that has changed is read again
+    delta.start()
+    evaluate(delta, layer, x)
+    x = x + torch.nn.functional.one_hot(torch.tensor(3), 64)
+    torch.testing.assert_close(evaluate(delta, layer, x), layer(x))
 
 
 @EVERY_UNIT
@@ -122,7 +146,7 @@ def test_threshold_0_is_the_dense_network_and_its_work(unit: Unit, iterations: i
     with Macs() as made:
         skipping = model(noise, iterations=iterations, delta=delta)
     torch.testing.assert_close(skipping, dense, rtol=1e-12, atol=1e-12)
-    assert made.total - delta.idle_macs == work.total
+    assert made.total - delta.surplus_macs == work.total
     assert delta.macs == delta.dense_macs
 
 
@@ -134,7 +158,7 @@ def test_the_counted_savings_are_what_torch_does_not_multiply(unit: Unit):
         model(noise, iterations=6)
     with Macs() as made:
         model(noise, iterations=6, delta=delta)
-    saved, linears = dense.total - made.total + delta.idle_macs, sum(delta.dense_macs)
+    saved, linears = dense.total - made.total + delta.surplus_macs, sum(delta.dense_macs)
     assert saved >= linears - sum(delta.macs) > 0
     assert unit == "sample" or saved == linears - sum(delta.macs)
     assert delta.macs[0] == delta.macs[-1] == delta.dense_macs[0]

@@ -8,13 +8,15 @@ import torch
 from data import SHIPPED
 from data.real.photos import photograph, shrink
 from get import GETPipeline
+from get.equilibrium import DeltaMemory
 from get.errors import InputError
 from pipeline.benchmarks import delta
 from pipeline.benchmarks import photograph as picture
 from pipeline.benchmarks.savings import best_of, compare
 from pipeline.benchmarks.shortcuts import Grid
+from pipeline.benchmarks.wider import widened
 
-from .problems import tiny_get, tiny_vit
+from .problems import normal, tiny_get, tiny_vit
 
 SMALL = Grid(
     iterations=4,
@@ -57,6 +59,8 @@ def test_a_sweep_over_a_get_counts_work_and_keeps_threshold_0_as_the_dense_solve
         grid=SMALL,
         batch_size=4,
         turns=1,
+        wide_factor=2,
+        wide_batch=2,
     )
     delta.main(config)
     found = json.loads((tmp_path / "delta.json").read_text())
@@ -69,11 +73,27 @@ def test_a_sweep_over_a_get_counts_work_and_keeps_threshold_0_as_the_dense_solve
         assert abs(exact["change"]["digits-features"][0]) < 1e-3
         assert 0.1 < rough["saved_in_solve"] <= 0.5  # two of four evaluations are in full
         assert found["kept"][unit]["0.5"][0] == found["kept"][unit]["0.5"][-1] == 1
+    assert [r["method"] for r in found["wide"]["rows"]] == ["dense", *found["best"]]
     assert (tmp_path / "delta.png").stat().st_size > 0
     assert "times faster" in capsys.readouterr().out
     GETPipeline(tiny_vit(channels=1, num_classes=10)).save_pretrained(tmp_path / "vit")
     with pytest.raises(InputError, match="expected a GET"):
         delta.main(delta.DeltaConfig(model=tmp_path / "vit", output_dir=tmp_path))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_classes": 3, "coda_depth": 1, "heads": 4}])
+def test_a_widened_get_makes_the_same_images_and_skips_the_same_tokens(options):
+    model, noise = tiny_get(**options), normal(3)
+    labels = torch.arange(3) if options else None
+    wide, memories = widened(model, 3), [DeltaMemory(0.3) for _ in range(2)]
+    assert wide.width == 48
+    with torch.no_grad():
+        torch.testing.assert_close(wide(noise, labels), model(noise, labels), rtol=0, atol=1e-4)
+        for network, memory in zip((model, wide), memories, strict=True):
+            network(noise, labels, iterations=5, delta=memory)
+    parts = [[a / b for a, b in zip(m.macs, m.dense_macs, strict=True)] for m in memories]
+    assert parts[0] == pytest.approx(parts[1])
+    assert min(parts[0]) < 1
 
 
 def test_a_photograph_is_fitted_and_its_solves_are_compared(tmp_path):

@@ -5,7 +5,7 @@ time is taken alternately in one process, and images are compared with real ones
 the dense solve. `photograph.py` does the same for a network that fits one picture.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from data import SHIPPED
+from data.files import read_json, write_json
 from data.real.features import RealFeatures
 from get.errors import InputError
 from get.images import from_uint8, to_uint8
@@ -24,6 +25,7 @@ from pipeline import cli
 from pipeline.benchmarks.results import BenchmarkConfig, save
 from pipeline.benchmarks.savings import best_of, compare, plot, table
 from pipeline.benchmarks.shortcuts import (
+    Cell,
     Grid,
     kept_by_iteration,
     make_all,
@@ -31,6 +33,7 @@ from pipeline.benchmarks.shortcuts import (
     take_times,
     work_outside,
 )
+from pipeline.benchmarks.wider import widened
 from pipeline.jobs.students import load_student, weights_hash
 from pipeline.recipes.recipe import RUNS
 from pipeline.recipes.settings_make import within
@@ -51,6 +54,9 @@ class DeltaConfig(BenchmarkConfig):
         grid: The settings.
         batch_size: Images at once, in the time measured too.
         turns: Turns in which the times are taken.
+        wide_factor: The best settings are also timed on a network that is so many times wider and
+            makes the same images (`wider.py`); 1 leaves that out.
+        wide_batch: Images at once in this.
     """
 
     model: Path = RUNS / "digits"
@@ -65,6 +71,8 @@ class DeltaConfig(BenchmarkConfig):
     grid: Grid = Grid()  # noqa: RUF009  frozen
     batch_size: int = 256
     turns: int = 5
+    wide_factor: int = 4
+    wide_batch: int = 64
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
@@ -86,25 +94,7 @@ def main(config: DeltaConfig) -> None:
         for path in config.feature_networks
     }
     cells = config.grid.cells()
-    rows: list[dict[str, Any]] = [
-        {**asdict(cell), "macs": [], "evaluations": [], "fid": {}} for cell in cells
-    ]
-    progress = cli.progress_bar(
-        len(cells) * len(config.seeds) * config.num_images, "delta", "image"
-    )
-    with progress:
-        for seed in config.seeds:
-            indices = range(config.num_images)
-            noise, labels = draw(seed, indices, model.image_shape, model.num_classes)
-            for cell, row in zip(cells, rows, strict=True):
-                images, macs, evaluations = make_all(model, cell, noise, labels, config.batch_size)
-                images = from_uint8(to_uint8(images))
-                row["macs"].append(macs)
-                row["evaluations"].append(evaluations)
-                for name, real in networks.items():
-                    distance = frechet_distance(real.features_of(images), real.features["training"])
-                    row["fid"].setdefault(name, []).append(distance)
-                progress.update(len(images))
+    rows = measured(model, cells, networks, config, weights)
     batch = draw(config.seeds[0], range(config.batch_size), model.image_shape, model.num_classes)
     take_times(model, cells, rows, *batch, config.turns)
     compare(rows, work_outside(model, *batch))
@@ -126,10 +116,61 @@ def main(config: DeltaConfig) -> None:
         "rows": rows,
         "best": best,
         "kept": kept_by_iteration(model, cells, *batch),
+        "wide": times_of_wide(model, [cells[0], *(cells[r["row"]] for r in best.values())], config),
     }
     found = save(config, "delta", figures)
     plot(config.output_dir / "delta.png", found, "FID, relative change", ALLOWED)
     print(markdown(found))
+
+
+def measured(
+    model: GET,
+    cells: Sequence[Cell],
+    networks: Mapping[str, RealFeatures],
+    config: DeltaConfig,
+    weights: str,
+) -> list[dict[str, Any]]:
+    """Return work and FID of every cell for every seed; what was measured before is kept."""
+    path = config.output_dir / "delta.partial.json"
+    inputs = [weights, repr([config.real_images, [*networks], config.num_images, [*cells]])]
+    state: dict[str, Any] = {"inputs": inputs, "cells": {}}
+    if path.exists() and (found := read_json(path))["inputs"] == inputs:
+        state = found
+    rows: list[dict[str, Any]] = [
+        {**asdict(cell), "macs": [], "evaluations": [], "fid": {name: [] for name in networks}}
+        for cell in cells
+    ]
+    with cli.progress_bar(len(cells) * len(config.seeds), "delta", "setting") as progress:
+        for seed in config.seeds:
+            indices = range(config.num_images)
+            noise, labels = draw(seed, indices, model.image_shape, model.num_classes)
+            for i, (cell, row) in enumerate(zip(cells, rows, strict=True)):
+                if (key := f"{seed}-{i}") not in state["cells"]:
+                    images, *work = make_all(model, cell, noise, labels, config.batch_size)
+                    made = from_uint8(to_uint8(images))
+                    distances = [
+                        frechet_distance(real.features_of(made), real.features["training"])
+                        for real in networks.values()
+                    ]
+                    state["cells"][key] = [*work, distances]
+                    write_json(path, state)
+                macs, evaluations, distances = state["cells"][key]
+                row["macs"].append(macs)
+                row["evaluations"].append(evaluations)
+                for name, distance in zip(networks, distances, strict=True):
+                    row["fid"][name].append(distance)
+                progress.update(1)
+    return rows
+
+
+def times_of_wide(model: GET, cells: Sequence[Cell], config: DeltaConfig) -> dict[str, Any]:
+    """Return the times of these cells on the widened network."""
+    if config.wide_factor == 1:
+        return {}
+    batch = draw(config.seeds[0], range(config.wide_batch), model.image_shape, model.num_classes)
+    rows: list[dict[str, Any]] = [asdict(cell) for cell in cells]
+    take_times(widened(model, config.wide_factor), cells, rows, *batch, config.turns)
+    return {"factor": config.wide_factor, "batch_size": config.wide_batch, "rows": rows}
 
 
 def markdown(result: Mapping[str, Any]) -> str:

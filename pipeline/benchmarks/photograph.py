@@ -63,11 +63,11 @@ class PhotographConfig(BenchmarkConfig):
     learning_rate: float = 3e-3
     grid: Grid = Grid(  # noqa: RUF009  frozen
         iterations=30,
-        fewer=(4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20),
+        fewer=(5, 6, 7, 8, 9, 10, 12, 16, 20),
         tolerances=(0.1, 0.05, 0.03, 0.02, 0.01, 1e-3),
-        thresholds=(0.003, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15),
+        thresholds=(0.01, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15),
         units=("element", "token"),
-        mixed=(0.1, 0.05, 0.03),
+        mixed=((0.05, 0.05), (0.05, 0.1), (0.1, 0.1)),
     )
     batch_size: int = 4096
     turns: int = 5

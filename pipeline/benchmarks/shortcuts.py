@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -93,23 +94,24 @@ class Grid:
     Attributes:
         iterations: Iterations of the dense solve, and most of any other.
         fewer: Smaller numbers of iterations.
-        tolerances: Relative residuals at which a sample stops.
+        tolerances: Relative residuals at which a sample stops; without compaction, every other one.
         thresholds: Largest changes ignored.
         units: What is skipped together.
-        mixed: Tolerances with which samples also leave the batch where changes are skipped.
+        mixed: Tolerances and thresholds of solves in which samples leave the batch and elements or
+            tokens are skipped.
     """
 
     iterations: int = 12
-    fewer: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 10)
+    fewer: tuple[int, ...] = (4, 5, 6, 7, 8, 10)
     tolerances: tuple[float, ...] = (0.1, 0.05, 0.03, 0.02, 0.01)
-    thresholds: tuple[float, ...] = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15)
+    thresholds: tuple[float, ...] = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
     units: tuple[Unit, ...] = ("element", "token", "sample")
-    mixed: tuple[float, ...] = (0.03, 0.01)
+    mixed: tuple[tuple[float, float], ...] = ((0.1, 0.1), (0.1, 0.2), (0.05, 0.1), (0.05, 0.2))
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot mean anything."""
         within(2, iterations=self.iterations, **{"fewer iterations": min(self.fewer, default=2)})
-        for value in (*self.tolerances, *self.thresholds, *self.mixed):
+        for value in (*self.tolerances, *self.thresholds, *chain(*self.mixed)):
             within(0, 100, **{"tolerances and thresholds": value})
 
     def cells(self) -> list[Cell]:
@@ -118,7 +120,7 @@ class Grid:
         return [
             Cell(method="dense", iterations=n),
             *(Cell(method="fewer iterations", iterations=k) for k in self.fewer if k < n),
-            *(Cell(method="stopping", iterations=n, tol=tol) for tol in self.tolerances),
+            *(Cell(method="stopping", iterations=n, tol=tol) for tol in self.tolerances[::2]),
             *(
                 Cell(method="compaction", iterations=n, tol=tol, compact=True)
                 for tol in self.tolerances
@@ -138,8 +140,8 @@ class Grid:
                     unit=unit,
                 )
                 for unit in self.units
-                for tol in self.mixed
-                for threshold in self.thresholds
+                if unit != "sample"
+                for tol, threshold in self.mixed
             ),
         ]
 
@@ -153,7 +155,7 @@ def make_all(
         rows = slice(at, at + batch_size)
         with Macs() as work:
             made = cell.make(model, noise[rows], None if labels is None else labels[rows])
-        macs += work.total - (made.delta.idle_macs if made.delta else 0)
+        macs += work.total - (made.delta.surplus_macs if made.delta else 0)
         evaluations += int(made.evaluations.sum())
         parts.append(made.images)
     return torch.cat(parts), macs / len(noise), evaluations / len(noise)
