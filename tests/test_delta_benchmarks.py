@@ -13,10 +13,10 @@ from get.errors import InputError
 from pipeline.benchmarks import delta
 from pipeline.benchmarks import photograph as picture
 from pipeline.benchmarks.savings import best_of, compare
-from pipeline.benchmarks.shortcuts import Grid
+from pipeline.benchmarks.shortcuts import Cell, Grid
 from pipeline.benchmarks.wider import widened
 
-from .problems import normal, tiny_get, tiny_vit
+from .problems import normal, seeded, tiny_get, tiny_vit
 
 SMALL = Grid(
     iterations=4,
@@ -107,13 +107,27 @@ def test_a_photograph_is_fitted_and_its_solves_are_compared(tmp_path):
         train_iterations=2,
         grid=SMALL,
         turns=1,
+        wide_factor=2,
+        single_pixels=2,
     )
     picture.main(config)
     found = json.loads((tmp_path / "photograph.json").read_text())
     first, dense = found["rows"][0]["psnr"]["chelsea"][0], found["rows"][0]["macs"][0]
     assert first > 10
     assert dense == 4 * 8 * 8 + 2 * 4 + 2 * 4 * 8 + 8 * 3  # state, waves, inject, colour
+    assert [r["method"] for r in found["single"]] == ["dense", *found["best"]]
     assert (tmp_path / "photograph.png").stat().st_size > 0
+
+
+def test_a_widened_picture_has_the_same_colours():
+    config = picture.PhotographConfig(width=8, frequencies=4)
+    model = picture.Picture(config, seeded(0))
+    points, cell = picture.pixels_of("chelsea")[0][:9], Cell(method="dense", iterations=5)
+    with torch.no_grad():
+        made = [
+            cell.make(m, points, None).images for m in (model, picture.widened(config, model, 3))
+        ]
+    torch.testing.assert_close(made[1], made[0])
 
 
 def test_a_whole_photograph_is_the_shrunk_one():

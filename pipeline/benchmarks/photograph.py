@@ -5,8 +5,9 @@ After the fit, every way of saving work (`shortcuts.py`) solves for all pixels, 
 signal-to-noise ratio says what that costs.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import log10, pi
 from typing import Any
 
@@ -15,12 +16,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from data.real.photos import Photograph, photograph
-from get.equilibrium import Apply, Phantom, direct, fixed_point
+from get.cost import in_turns, median_ratio
+from get.equilibrium import Apply, DeltaMemory, Phantom, direct, fixed_point
 from get.models.get import Problem
 from pipeline import cli
 from pipeline.benchmarks.results import BenchmarkConfig, save
 from pipeline.benchmarks.savings import best_of, change, compare, plot, table
 from pipeline.benchmarks.shortcuts import (
+    Cell,
     Grid,
     kept_by_iteration,
     make_all,
@@ -50,6 +53,9 @@ class PhotographConfig(BenchmarkConfig):
         grid: The settings of the solves.
         batch_size: Pixels at once.
         turns: Turns in which the times are taken.
+        wide_factor: The best settings also solve for single pixels, one after the other, by a
+            network that is so many times wider and has the same states.
+        single_pixels: How many.
     """
 
     photographs: tuple[Photograph, ...] = ("chelsea",)
@@ -71,6 +77,8 @@ class PhotographConfig(BenchmarkConfig):
     )
     batch_size: int = 4096
     turns: int = 5
+    wide_factor: int = 16
+    single_pixels: int = 8
 
 
 class Picture(nn.Module):
@@ -110,6 +118,44 @@ class Picture(nn.Module):
     def image_of(self, z: Float[Tensor, "pixels width"]) -> Float[Tensor, "pixels 3"]:
         """Return colours, nominally in [-1, 1]."""
         return self.colour(z)
+
+
+def widened(config: PhotographConfig, model: Picture, factor: int) -> Picture:
+    """Return the network with every value of its state several times: the same colours."""
+    wide = Picture(replace(config, width=factor * config.width), torch.Generator())
+    again = torch.arange(config.width).repeat(factor)
+    wide.frequencies.copy_(model.frequencies)
+    wide.inject.weight.copy_(model.inject.weight[again])
+    wide.inject.bias.copy_(model.inject.bias[again])
+    wide.state.weight.copy_(model.state.weight[again][:, again] / factor)
+    wide.colour.weight.copy_(model.colour.weight[:, again] / factor)
+    wide.colour.bias.copy_(model.colour.bias)
+    return wide.requires_grad_(False)
+
+
+def one_by_one(model: Picture, cell: Cell, points: Tensor, delta: DeltaMemory | None) -> None:
+    """Solve for every pixel alone."""
+    for point in points.split(1):
+        cell.make(model, point, None, delta)
+
+
+def time_of_single(
+    config: PhotographConfig, model: Picture, cells: Sequence[Cell], points: Tensor
+) -> list[dict[str, Any]]:
+    """Return how much faster than the first cell each one is for single pixels."""
+    wide = widened(config, model, config.wide_factor)
+    some = points[:: max(1, len(points) // config.single_pixels)]
+    calls = {i: partial(one_by_one, wide, c, some, c.memory()) for i, c in enumerate(cells)}
+    seconds = in_turns(calls, config.turns)
+    return [
+        {
+            **asdict(cell),
+            "seconds": min(seconds[i].wall) / len(some),
+            "speedup": median_ratio(seconds[0].wall, seconds[i].wall),
+            "cpu_speedup": median_ratio(seconds[0].cpu, seconds[i].cpu),
+        }
+        for i, cell in enumerate(cells)
+    ]
 
 
 def pixels_of(name: Photograph) -> tuple[Tensor, Tensor]:
@@ -183,6 +229,8 @@ def main(config: PhotographConfig) -> None:
         for row in best.values():
             row["profile"] = profile(model, cells[row["row"]], some, None)
         kept = kept_by_iteration(model, cells, some, None)
+        chosen = [cells[0], *(cells[row["row"]] for row in best.values())]
+        single = time_of_single(config, model, chosen, some)
     enough = [r for r in rows if r["method"] == "fewer iterations" and change(r) <= NEEDED]
     figures = {
         **{key: value for key, value in asdict(config).items() if key != "output_dir"},
@@ -190,6 +238,7 @@ def main(config: PhotographConfig) -> None:
         "rows": rows,
         "best": best,
         "kept": kept,
+        "single": single,
         "iterations_needed": min((r["iterations"] for r in enough), default=config.grid.iterations),
     }
     found = save(config, "photograph", figures)

@@ -70,9 +70,19 @@ class Cell:
     threshold: float = 0.0
     unit: Unit | None = None
 
-    def make(self, model: Solvable, noise: Tensor, labels: Tensor | None) -> Made:
-        """Solve, without gradients."""
-        delta = None if self.unit is None else DeltaMemory(self.threshold, self.unit)
+    def memory(self) -> DeltaMemory | None:
+        """Return a new memory for such solves; None if nothing is skipped."""
+        return None if self.unit is None else DeltaMemory(self.threshold, self.unit)
+
+    def make(
+        self,
+        model: Solvable,
+        noise: Tensor,
+        labels: Tensor | None,
+        delta: DeltaMemory | None = None,
+    ) -> Made:
+        """Solve, without gradients, with a memory that was used before or a new one."""
+        delta = delta or self.memory()
         problem = model.problem(noise, labels)
         solution = fixed_point(
             partial(model.equilibrium_map, apply=delta),
