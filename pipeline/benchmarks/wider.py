@@ -48,8 +48,8 @@ def widened(model: GET, factor: int) -> GET:
         copy(new.mlp.fc1, old.mlp.fc1, hidden, again)
         copy(new.mlp.fc2, old.mlp.fc2, again, hidden)
 
-    wide.embed.patch.weight.copy_(model.embed.patch.weight[again])
-    wide.embed.patch.bias.copy_(model.embed.patch.bias[again])
+    for name in ("weight", "bias"):
+        getattr(wide.embed.patch, name).copy_(getattr(model.embed.patch, name)[again])
     wide.embed.position.copy_(model.embed.position[..., again])
     if wide.embed.label is not None and model.embed.label is not None:
         wide.embed.label.weight.copy_(model.embed.label.weight[:, parts] * weight)
