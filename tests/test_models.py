@@ -5,7 +5,7 @@ import torch
 
 from get.cost import count_macs, count_parameters
 from get.errors import InputError
-from get.models import GET, SIZES, ViT, build
+from get.models import GET, SIZES, ViT, build, layers
 
 from .problems import as_users_run_it as as_users_run_it
 from .problems import normal, seeded, tiny_get, tiny_vit
@@ -246,3 +246,20 @@ BAD_INPUT = {
 def test_bad_input_is_refused_with_what_was_expected(call):
     with pytest.raises(InputError, match=r"^expected .*, got"):
         call()
+
+
+@pytest.mark.parametrize("model", [tiny_get(num_classes=10), tiny_vit(num_classes=10)])
+def test_in_bf16_labels_lift_no_attention_to_float32_and_tokens_are_contiguous(model, monkeypatch):
+    seen, attention = [], layers.F.scaled_dot_product_attention
+
+    def spy(q, k, v):
+        seen.append((q.dtype, k.dtype, v.dtype))
+        return attention(q, k, v)
+
+    monkeypatch.setattr(layers.F, "scaled_dot_product_attention", spy)
+    noise, labels = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        model(noise, labels)
+    assert {*seen} == {(torch.bfloat16,) * 3}
+    tokens, _ = model.embed(noise, labels)
+    assert tokens.is_contiguous()

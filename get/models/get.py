@@ -252,7 +252,7 @@ class GET(Student):
             raise InputError(f"expected z0 of shape {tuple(x.shape)}, got {tuple(z0.shape)}")
         u = self.injection(x).chunk(len(self.equilibrium_blocks), dim=-1)
         if label is not None:
-            u = [u_i + label for u_i in u]
+            u = [u_i + label.to(u_i.dtype) for u_i in u]
         return Problem(self._start(x, generator) if z0 is None else z0, (x, *u))
 
     def equilibrium_map(

@@ -56,7 +56,7 @@ class Attention(nn.Module):
         """Attend over the tokens of x; `injection` is added before the heads are split."""
         qkv = apply(self.qkv, x)
         if injection is not None:
-            qkv = qkv + injection
+            qkv = qkv + injection.to(qkv.dtype)  # under autocast a label's vector is float32
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return apply(self.proj, mixed)
@@ -119,7 +119,8 @@ class Embed(nn.Module):
         labels: Int[Tensor, " batch"] | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return tokens (batch, tokens, width) and the class vector (batch, 1, 3 width) or None."""
-        tokens = self.patch(noise).flatten(2).transpose(1, 2) + self.position
+        # Contiguous: every later sum would keep the layout of a transposed residual stream.
+        tokens = self.patch(noise).flatten(2).transpose(1, 2).contiguous() + self.position
         if self.label is None or labels is None:
             return tokens, None
         return tokens, self.label(labels)[:, None]

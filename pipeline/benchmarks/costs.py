@@ -25,6 +25,9 @@ from pipeline.recipes.settings_train import TrainConfig
 
 TEACHER = "EDM DDPM++"
 EVALUATIONS = 35  # of the teacher's network for one image
+EDM: dict[str, Any] = {
+    "img_resolution": 32, "img_channels": 3, "channel_mult": (2, 2, 2), "augment_dim": 9
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +87,7 @@ def main(config: CostsConfig) -> None:
 
 def edm_network(channels: int) -> SongUNet:
     """Return the unconditional DDPM++ network of EDM's CIFAR-10 teachers with random weights."""
-    network = SongUNet(SongConfig(
-        img_resolution=32, img_channels=3, model_channels=channels,
-        channel_mult=(2, 2, 2), augment_dim=9,
-    ))  # fmt: skip
+    network = SongUNet(SongConfig(model_channels=channels, **EDM))
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.02)
     return network

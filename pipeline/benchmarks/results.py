@@ -25,7 +25,7 @@ class BenchmarkConfig:
         """Refuse numbers below 1."""
         for name, value in vars(self).items():
             for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, int):
+                if isinstance(number, int) and not isinstance(number, bool):
                     positive(**{name: number})
 
 

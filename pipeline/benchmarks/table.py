@@ -3,6 +3,7 @@
 costs    what an image costs with a teacher, GETs and ViTs of published sizes
 delta    a GET that skips small changes, beside fewer iterations, stopping and compaction
 field    GETs and ViTs of many sizes on many or few pairs; what a loop is worth
+gpu      all that only a GPU can answer, in parts
 memory   bytes of a training step against the number of iterations
 modes    every way of training a GET
 ours     our training compared with the published one, both searched, three seeds
@@ -22,6 +23,7 @@ from pipeline.benchmarks import (
     costs,
     delta,
     field,
+    gpu,
     loops,
     memory,
     modes,
@@ -55,6 +57,7 @@ BENCHMARKS = {
     "costs": Benchmark(costs.CostsConfig(), costs.main, costs.markdown),
     "delta": Benchmark(delta.DeltaConfig(), delta.main, delta.markdown, "delta"),
     "field": Benchmark(field.FieldConfig(), field.main, loops.markdown),
+    "gpu": Benchmark(gpu.GpuConfig(), gpu.main),
     "memory": Benchmark(memory.MemoryConfig(), memory.main, memory.markdown),
     "modes": Benchmark(modes.ModesConfig(), modes.main, modes.markdown),
     "ours": Benchmark(ours.OursConfig(), ours.main, ours.markdown),
