@@ -2,7 +2,6 @@
 
 import json
 import sys
-from typing import get_args
 
 import pytest
 import torch
@@ -19,7 +18,9 @@ def _as_it_was():
     torch.set_float32_matmul_precision(precision)
 
 
-@pytest.mark.parametrize("part", [p for p in get_args(gpu.Part) if p != "tests"])
+@pytest.mark.parametrize(
+    "part", ["steps", "sampling", "pairs", pytest.param("training", marks=pytest.mark.slow)]
+)
 def test_every_part_is_rehearsed(part, tmp_path, here):
     done = here("benchmark", "gpu", "--rehearse", "--only", part, "--output_dir", tmp_path)
     assert done.code == 0, done.err
