@@ -22,6 +22,7 @@ from PIL import Image
 from data.files import new_file
 from get.errors import InputError
 from pipeline.analyses.table import sections_of_analyses, tables_of_analyses
+from pipeline.benchmarks.frontier import section_of_certificates, tables_of_certificates
 from pipeline.benchmarks.table import tables_of_benchmarks
 from pipeline.jobs.comparison import (
     Model,
@@ -58,6 +59,7 @@ def main(config: ReportConfig) -> None:
             for part in (f"## {title}", markdown(rows))
         ),
         *sections_of_analyses(config.analyses),
+        *section_of_certificates(config.analyses),
     ]
     write(page, "\n\n".join(lines) + "\n")
     write(page.with_suffix(".html"), html_page(config.recipe, models, trainings, picture))
@@ -108,7 +110,9 @@ def renewed_documents(config: ReportConfig, models: list[Model]) -> dict[Path, s
         )
     tables = {config.recipe: summary(models)}
     tables |= tables_of_benchmarks(names, config.benchmarks) if config.benchmarks else {}
-    tables |= tables_of_analyses(names, config.analyses) if config.analyses else {}
+    if config.analyses:
+        tables |= tables_of_analyses(names, config.analyses)
+        tables |= tables_of_certificates(names, config.analyses)
     return {path: renewed(text, tables) for path, text in texts.items()}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from data.files import write_json
 from data.real import real_images
 from get.errors import InputError
 from get.models.image_classifier import EquilibriumClassifier, ExplicitClassifier
@@ -139,3 +140,19 @@ def test_every_equilibrium_classifier_of_a_recipe_is_certified_with_its_twin():
     table = certifications(RECIPES)
     assert table.keys() >= {"digits", "photos"}
     assert table["digits"].twin == Path("runs/digits-classifier-explicit")
+
+
+def test_documents_and_reports_show_what_was_certified(tmp_path):
+    row = {"name": FIXED, "bound": None, "audits": 0, "sound": True, "evaluations": 18_000.0}
+    row |= {"speed": 1.0, "speed_seconds": 1.0, "certified": {"0.0": 0.91}, "average_radius": 0.5}
+    row |= {"disagreement": 0.0}
+    settings = {"sigma": 0.5, "alpha": 0.001, "num_selection": 100, "num_trials": 500}
+    figures = {"settings": settings, "images": 397, "rows": [row], "largest_radii": []}
+    assert frontier.section_of_certificates(None) == []
+    assert frontier.section_of_certificates(tmp_path) == []
+    write_json(tmp_path / "certified" / "certified.json", figures)
+    section = "\n".join(frontier.section_of_certificates(tmp_path))
+    assert "397 held-out images, sigma 0.5, alpha 0.001" in section
+    assert "| fixed 30 | 18,000 | 1.0x | 1.0x | 91.0 | 0.500 | 0.0% |" in section
+    tables = frontier.tables_of_certificates({"certified-votes", "other"}, tmp_path)
+    assert tables.keys() == {"certified-votes"}

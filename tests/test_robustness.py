@@ -153,23 +153,23 @@ def test_an_attack_of_no_length_is_refused():
 
 @pytest.mark.slow
 def test_no_attack_is_found_inside_the_radii_of_a_trained_classifier():
-    config = ImageClassifierConfig(output_dir=Path("unused"), max_train_steps=600)
-    *_, last = training_of(config, real_images("digits", "training"), every=600)
+    config = ImageClassifierConfig(output_dir=Path("unused"), max_train_steps=300)
+    *_, last = training_of(config, real_images("digits", "training"), every=300)
     images, labels = real_images("digits", "held_out")
     generator = seeded(0)
     broken = {1.0: 0, 3.0: 0}
-    for index in range(12):
+    for index in range(5):
         image, label = images[index], int(labels[index])
-        found = certify(last.average, image, sigma=0.5, trials=2000, index=index)
+        found = certify(last.average, image, sigma=0.5, trials=1000, index=index)
         if found.label != label:
             continue
         for times in broken:
             given = {"sigma": 0.5, "generator": generator}
             shifts = attack(
-                last.average, image, label, radius=times * found.radius, restarts=10, steps=40,
+                last.average, image, label, radius=times * found.radius, restarts=5, steps=20,
                 **given,
             )  # fmt: skip
             shares = [share_of_votes(last.average, image + s, label, **given) for s in shifts]
             broken[times] += min(shares) < 0.5
     assert broken[1.0] == 0
-    assert broken[3.0] > 6
+    assert broken[3.0] >= 3

@@ -3,12 +3,14 @@
 `labelling.py` makes the labels; here they become certificates, rows of figures, a table and a plot.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from data.files import read_json
 from get.confidence import certified_radius
 from get.noise import step_seed
 from get.robustness import Audit, Bound, audit, bounded
@@ -81,15 +83,15 @@ def _row(
             (chosen,) = drawn
             spent += float(exact.evaluations[first:][chosen].sum())
             part = len(chosen) / len(exact.labels)
-        votes = int((labels == label).sum())
-        p = bounded(votes, config.num_trials, config.alpha, checked, counting.bound or "audited")
+        count = int((labels == label).sum())
+        p = bounded(count, config.num_trials, config.alpha, checked, counting.bound or "audited")
         radius = certified_radius(p, config.sigma)
         radii.append(radius if label == right and radius > 0 else -1.0)
         evaluations.append(spent)
         for total, own, audited in zip(seconds, way.seconds, exact.seconds, strict=True):
             total.append(own + part * audited)
         of_class = labels == label
-        disagreement.append(float((reference[of_class] != label).double().mean()) if votes else 0.0)
+        disagreement.append(float((reference[of_class] != label).double().mean()) if count else 0.0)
     certified = torch.tensor(radii, dtype=torch.float64)
     trials, alpha = config.num_trials, config.alpha
     perfect = Audit(counting.audits, 0, counting.audits) if counting.bound else None
@@ -157,31 +159,88 @@ def compare(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return min(good, key=lambda row: row["evaluations"])
 
 
-def markdown(figures: Mapping[str, Any]) -> str:
-    """Return the tables of certified.json: votes, audited labels, and the largest radii."""
+def caption(figures: Mapping[str, Any]) -> str:
+    """Return a sentence with the numbers behind certified.json."""
     numbers = figures["settings"]
-    radii = [f"r = {r:g}" for r in RADII]
-    votes = [["labels", "evaluations", "fewer", "CPU", *radii, "average radius", "other labels"]]
-    audits = [
-        ["labels", "audits", "evaluations", "fewer", *radii, "average radius", "other labels"]
-    ]
-    for row in figures["rows"]:
-        certified = [f"{100 * value:.1f}" for value in row["certified"].values()]
-        speed = "-" if row["speed"] is None else f"{row['speed']:.1f}x"
-        ends = [*certified, f"{row['average_radius']:.3f}", f"{100 * row['disagreement']:.1f}%"]
-        costs = [f"{row['evaluations']:,.0f}", speed]
-        if row["sound"] and row["bound"] is None:
-            votes.append([row["name"], *costs, f"{row['speed_seconds']:.1f}x", *ends])
-        else:
-            counted = f"{row['audits']}, {row['bound']}" if row["sound"] else "none: UNSOUND"
-            audits.append([row["name"], counted, *costs, *ends])
-    largest = [["copies", "audits", "votes alone", "stated bound", "audited bound"]]
-    for row in figures["largest_radii"]:
-        bounds = [f"{row[name]:.3f}" for name in ("votes", "stated", "audited")]
-        largest.append([f"{row['trials']:,}", f"{row['audits']:,}", *bounds])
-    caption = (
+    return (
         f"{figures['images']} held-out images, sigma {numbers['sigma']:g}, alpha "
         f"{numbers['alpha']:g}; of every image {numbers['num_selection']} noisy copies choose the "
-        f"class and {numbers['num_trials']} vote."
+        f"class and N = {numbers['num_trials']:,} vote."
     )
-    return "\n\n".join((caption, *map(markdown_table, (votes, audits, largest))))
+
+
+def votes(figures: Mapping[str, Any]) -> str:
+    """Return the table of the labels that are counted as votes."""
+    header = ["labels", "evaluations", "fewer", "CPU", *HEADER]
+    rows = [
+        [row["name"], *_cost(row), f"{row['speed_seconds']:.1f}x", *_quality(row)]
+        for row in figures["rows"]
+        if row["sound"] and row["bound"] is None
+    ]
+    return markdown_table([header, *rows])
+
+
+def audits(figures: Mapping[str, Any]) -> str:
+    """Return the table of the labels that are audited, and of what they would get unaudited."""
+    rows = [["labels", "K, bound", "evaluations", "fewer", *HEADER]]
+    for row in figures["rows"]:
+        if not row["sound"] or row["bound"] is not None:
+            counted = f"{row['audits']:,}, {row['bound']}" if row["sound"] else "none: UNSOUND"
+            rows.append([row["name"], counted, *_cost(row), *_quality(row)])
+    return markdown_table(rows)
+
+
+def radii(figures: Mapping[str, Any]) -> str:
+    """Return the table of the largest radii that the bounds allow."""
+    rows = [["N", "K", "votes alone", "stated bound", "audited bound"]]
+    for row in figures["largest_radii"]:
+        bounds = [f"{row[name]:.3f}" for name in ("votes", "stated", "audited")]
+        rows.append([f"{row['trials']:,}", f"{row['audits']:,}", *bounds])
+    return markdown_table(rows)
+
+
+HEADER = [*(f"r = {r:g}" for r in RADII), "average radius", "other labels"]
+
+
+def _cost(row: Mapping[str, Any]) -> list[str]:
+    speed = "-" if row["speed"] is None else f"{row['speed']:.1f}x"
+    return [f"{row['evaluations']:,.0f}", speed]
+
+
+def _quality(row: Mapping[str, Any]) -> list[str]:
+    certified = [f"{100 * value:.1f}" for value in row["certified"].values()]
+    return [*certified, f"{row['average_radius']:.3f}", f"{100 * row['disagreement']:.1f}%"]
+
+
+def markdown(figures: Mapping[str, Any]) -> str:
+    """Return all tables of certified.json."""
+    tables = (caption, votes, audits, radii)
+    return "\n\n".join(table(figures) for table in tables)
+
+
+TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "certified-votes": ("certified.json", votes),
+    "certified-audits": ("certified.json", audits),
+    "certified-radii": ("certified.json", radii),
+    "certified-long": ("long.json", votes),
+    "certified-long-audits": ("long.json", audits),
+    "certified-phantom": ("phantom.json", votes),
+}
+"""The tables that documents show, by name: a file in their folder, and what makes one of it."""
+
+
+def tables_of_certificates(names: Set[str], folder: Path) -> dict[str, str]:
+    """Return the tables of these names that are here, from folder/certified."""
+    return {
+        name: table(read_json(folder / "certified" / file))
+        for name, (file, table) in TABLES.items()
+        if name in names
+    }
+
+
+def section_of_certificates(folder: Path | None) -> list[str]:
+    """Return the titled tables of certify.py if it has results in folder/certified."""
+    if folder is None or not (path := folder / "certified" / "certified.json").exists():
+        return []
+    text = f"docs/certified.md says what the figures mean. {caption(figures := read_json(path))}"
+    return ["## Certified robustness", text, *(t(figures) for t in (votes, audits, radii))]

@@ -143,8 +143,8 @@ class ReportConfig:
         watch: Write report.html again and again while trainings run, until Ctrl-C.
         documents: Markdown files; the table between this recipe's marks is renewed in them.
         benchmarks: Folder of what benchmark.py wrote; the tables of benchmarks are renewed too.
-        analyses: Folder with a folder of each analysis that analyze.py made; likewise, and
-            report.md has a section for each.
+        analyses: Folder with a folder of each analysis that analyze.py made, and `certified` of
+            what certify.py made; likewise, and report.md has a section for each.
     """
 
     recipe: str
