@@ -132,7 +132,7 @@ def measured(
 ) -> list[dict[str, Any]]:
     """Return work and FID of every cell for every seed; what was measured before is kept."""
     path = config.output_dir / "delta.partial.json"
-    inputs = [weights, repr([config.real_images, [*networks], config.num_images, [*cells]])]
+    inputs = [weights, config.real_images, *networks, config.num_images]
     state: dict[str, Any] = {"inputs": inputs, "cells": {}}
     if path.exists() and (found := read_json(path))["inputs"] == inputs:
         state = found
@@ -144,8 +144,8 @@ def measured(
         for seed in config.seeds:
             indices = range(config.num_images)
             noise, labels = draw(seed, indices, model.image_shape, model.num_classes)
-            for i, (cell, row) in enumerate(zip(cells, rows, strict=True)):
-                if (key := f"{seed}-{i}") not in state["cells"]:
+            for cell, row in zip(cells, rows, strict=True):
+                if (key := f"{seed}: {cell}") not in state["cells"]:
                     images, *work = make_all(model, cell, noise, labels, config.batch_size)
                     made = from_uint8(to_uint8(images))
                     distances = [

@@ -112,8 +112,8 @@ class Grid:
     """
 
     iterations: int = 12
-    fewer: tuple[int, ...] = (4, 5, 6, 7, 8, 10)
-    tolerances: tuple[float, ...] = (0.1, 0.05, 0.03, 0.02, 0.01)
+    fewer: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 10)
+    tolerances: tuple[float, ...] = (0.2, 0.15, 0.12, 0.1, 0.05, 0.03, 0.01)
     thresholds: tuple[float, ...] = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
     units: tuple[Unit, ...] = ("element", "token", "sample")
     mixed: tuple[tuple[float, float], ...] = ((0.1, 0.1), (0.1, 0.2), (0.05, 0.1), (0.05, 0.2))
@@ -130,7 +130,7 @@ class Grid:
         return [
             Cell(method="dense", iterations=n),
             *(Cell(method="fewer iterations", iterations=k) for k in self.fewer if k < n),
-            *(Cell(method="stopping", iterations=n, tol=tol) for tol in self.tolerances[::2]),
+            *(Cell(method="stopping", iterations=n, tol=tol) for tol in self.tolerances[1::2]),
             *(
                 Cell(method="compaction", iterations=n, tol=tol, compact=True)
                 for tol in self.tolerances
