@@ -85,7 +85,8 @@ class Picture(nn.Module):
     """An equilibrium perceptron: z = sin(W z + U g(p) + b), colour = V z + c.
 
     g(p) are sines and cosines of the coordinates p in [-1, 1] at random frequencies (Fourier
-    features, arXiv:2006.10739); an equilibrium with a sine is DEQ-Siren in arXiv:2110.14236.
+    features, arXiv:2006.10739); an equilibrium with a sine is what (Implicit)^2 (Huang, Bai,
+    Kolter, NeurIPS 2021) calls DEQ-Siren.
     """
 
     frequencies: Tensor

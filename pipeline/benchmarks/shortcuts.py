@@ -113,7 +113,7 @@ class Grid:
 
     iterations: int = 12
     fewer: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 10)
-    tolerances: tuple[float, ...] = (0.2, 0.15, 0.12, 0.1, 0.05, 0.03, 0.01)
+    tolerances: tuple[float, ...] = (0.15, 0.12, 0.11, 0.1, 0.05, 0.03, 0.01)
     thresholds: tuple[float, ...] = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
     units: tuple[Unit, ...] = ("element", "token", "sample")
     mixed: tuple[tuple[float, float], ...] = ((0.1, 0.1), (0.1, 0.2), (0.05, 0.1), (0.05, 0.2))
