@@ -23,7 +23,7 @@ from data.files import new_file
 from get.errors import InputError
 from pipeline.analyses.table import sections_of_analyses, tables_of_analyses
 from pipeline.benchmarks.frontier import section_of_certificates, tables_of_certificates
-from pipeline.benchmarks.table import tables_of_benchmarks
+from pipeline.benchmarks.table import sections_of_benchmarks, tables_of_benchmarks
 from pipeline.jobs.comparison import (
     Model,
     at_every_number_of_iterations,
@@ -60,6 +60,7 @@ def main(config: ReportConfig) -> None:
         ),
         *sections_of_analyses(config.analyses),
         *section_of_certificates(config.analyses),
+        *sections_of_benchmarks(config.benchmarks),
     ]
     write(page, "\n\n".join(lines) + "\n")
     write(page.with_suffix(".html"), html_page(config.recipe, models, trainings, picture))

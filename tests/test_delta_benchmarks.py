@@ -14,6 +14,7 @@ from pipeline.benchmarks import delta
 from pipeline.benchmarks import photograph as picture
 from pipeline.benchmarks.savings import best_of, compare
 from pipeline.benchmarks.shortcuts import Cell, Grid
+from pipeline.benchmarks.table import sections_of_benchmarks
 from pipeline.benchmarks.wider import widened
 
 from .problems import normal, seeded, tiny_get, tiny_vit
@@ -25,6 +26,7 @@ SMALL = Grid(
     thresholds=(0.0, 0.5),
     units=("element", "token"),
     mixed=(),
+    shorter=((3, 0.5),),
 )
 
 
@@ -75,7 +77,10 @@ def test_a_sweep_over_a_get_counts_work_and_keeps_threshold_0_as_the_dense_solve
         assert found["kept"][unit]["0.5"][0] == found["kept"][unit]["0.5"][-1] == 1
     assert [r["method"] for r in found["wide"]["rows"]] == ["dense", *found["best"]]
     assert (tmp_path / "delta.png").stat().st_size > 0
-    assert "times faster" in capsys.readouterr().out
+    table = capsys.readouterr().out.strip().partition("\n")[2]
+    title, page, section = sections_of_benchmarks(tmp_path)
+    assert (title, section) == ("## Skipping small changes", table)
+    assert "docs/delta.md" in page
     GETPipeline(tiny_vit(channels=1, num_classes=10)).save_pretrained(tmp_path / "vit")
     with pytest.raises(InputError, match="expected a GET"):
         delta.main(delta.DeltaConfig(model=tmp_path / "vit", output_dir=tmp_path))

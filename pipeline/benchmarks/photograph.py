@@ -71,14 +71,15 @@ class PhotographConfig(BenchmarkConfig):
         iterations=30,
         fewer=(5, 6, 7, 8, 9, 10, 12, 16, 20),
         tolerances=(0.1, 0.05, 0.03, 0.02, 0.01, 1e-3),
-        thresholds=(0.01, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15),
+        thresholds=(0.01, 0.03, 0.05, 0.07, 0.09, 0.12, 0.15),
         units=("element", "token"),
-        mixed=((0.05, 0.05), (0.05, 0.1), (0.1, 0.1)),
+        mixed=((0.05, 0.05), (0.05, 0.1)),
+        shorter=((12, 0.07), (12, 0.09), (14, 0.09)),
     )
     batch_size: int = 4096
     turns: int = 5
-    wide_factor: int = 16
-    single_pixels: int = 8
+    wide_factor: int = 32
+    single_pixels: int = 4
 
 
 class Picture(nn.Module):

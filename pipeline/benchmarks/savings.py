@@ -50,7 +50,16 @@ def best_of(rows: Sequence[Row], allowed: float) -> dict[str, Row]:
 
 
 def _brief(row: Row) -> Row:
-    names = ("iterations", "tol", "threshold", "saved", "saved_in_solve", "speedup", "cpu_speedup")
+    names = (
+        "method",
+        "iterations",
+        "tol",
+        "threshold",
+        "saved",
+        "saved_in_solve",
+        "speedup",
+        "cpu_speedup",
+    )
     figures = {name: row[name] for name in names}
     return {**figures, "change": change(row), "worst_change": worst_change(row)}
 
@@ -85,7 +94,9 @@ def setting(row: Row) -> str:
     """Return what distinguishes a row from others of its method."""
     parts = [f"threshold {row['threshold']:g}"] if row["threshold"] else []
     parts += [f"tol {row['tol']:g}"] if row["tol"] else []
-    return ", ".join(parts or [f"{row['iterations']} iterations"])
+    if not parts or "fewer" in row.get("method", ""):
+        parts.append(f"{row['iterations']} iterations")
+    return ", ".join(parts)
 
 
 def plot(path: Path, result: Mapping[str, Any], quality: str, allowed: float) -> None:

@@ -105,10 +105,11 @@ class Grid:
         iterations: Iterations of the dense solve, and most of any other.
         fewer: Smaller numbers of iterations.
         tolerances: Relative residuals at which a sample stops; without compaction, every other one.
-        thresholds: Largest changes ignored.
+        thresholds: Largest changes ignored; of samples, every other one.
         units: What is skipped together.
         mixed: Tolerances and thresholds of solves in which samples leave the batch and elements or
             tokens are skipped.
+        shorter: Iterations and thresholds of shorter solves in which elements or tokens are.
     """
 
     iterations: int = 12
@@ -116,7 +117,8 @@ class Grid:
     tolerances: tuple[float, ...] = (0.15, 0.12, 0.11, 0.1, 0.05, 0.03, 0.01)
     thresholds: tuple[float, ...] = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
     units: tuple[Unit, ...] = ("element", "token", "sample")
-    mixed: tuple[tuple[float, float], ...] = ((0.1, 0.1), (0.1, 0.2), (0.05, 0.1), (0.05, 0.2))
+    mixed: tuple[tuple[float, float], ...] = ((0.1, 0.15),)
+    shorter: tuple[tuple[int, float], ...] = ((6, 0.15), (8, 0.2))
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot mean anything."""
@@ -138,7 +140,18 @@ class Grid:
             *(
                 Cell(method=f"delta, {unit}", iterations=n, threshold=threshold, unit=unit)
                 for unit in self.units
-                for threshold in self.thresholds
+                for threshold in self.thresholds[:: 2 if unit == "sample" else 1]
+            ),
+            *(
+                Cell(
+                    method=f"delta, {unit}, and fewer iterations",
+                    iterations=iterations,
+                    threshold=threshold,
+                    unit=unit,
+                )
+                for unit in self.units
+                if unit != "sample"
+                for iterations, threshold in self.shorter
             ),
             *(
                 Cell(

@@ -45,24 +45,32 @@ class Benchmark(NamedTuple):
         main: Measures with these settings and writes a JSON file.
         markdown: Turns what that file says into a table; None if no document shows it.
         measurements: The folder beside the others' in which the committed file lies.
+        title: Of a section of a report; none if empty.
     """
 
     settings: BenchmarkConfig
     main: Callable[[Any], None]
     markdown: Callable[[dict[str, Any]], str] | None = None
     measurements: str = ""
+    title: str = ""
 
 
 BENCHMARKS = {
     "costs": Benchmark(costs.CostsConfig(), costs.main, costs.markdown),
-    "delta": Benchmark(delta.DeltaConfig(), delta.main, delta.markdown, "delta"),
+    "delta": Benchmark(
+        delta.DeltaConfig(), delta.main, delta.markdown, "delta", "Skipping small changes"
+    ),
     "field": Benchmark(field.FieldConfig(), field.main, loops.markdown),
     "gpu": Benchmark(gpu.GpuConfig(), gpu.main),
     "memory": Benchmark(memory.MemoryConfig(), memory.main, memory.markdown),
     "modes": Benchmark(modes.ModesConfig(), modes.main, modes.markdown),
     "ours": Benchmark(ours.OursConfig(), ours.main, ours.markdown),
     "photograph": Benchmark(
-        photograph.PhotographConfig(), photograph.main, photograph.markdown, "delta"
+        photograph.PhotographConfig(),
+        photograph.main,
+        photograph.markdown,
+        "delta",
+        "Skipping small changes: a network that is a picture",
     ),
     "reader": Benchmark(reader.ReaderConfig(), reader.main),
     "solvers": Benchmark(solvers.SolversConfig(), solvers.main, solvers.markdown),
@@ -73,10 +81,26 @@ BENCHMARKS = {
 
 def tables_of_benchmarks(names: Set[str], folder: Path) -> dict[str, str]:
     """Return the tables of these names that are of benchmarks, from folder/NAME.json."""
-    tables = {}
-    for name in sorted(names & BENCHMARKS.keys()):
-        benchmark = BENCHMARKS[name]
-        if benchmark.markdown is not None:
-            place = folder.parent / benchmark.measurements if benchmark.measurements else folder
-            tables[name] = benchmark.markdown(read_json(place / f"{name}.json"))
-    return tables
+    return {
+        name: table(read_json(_file(name, folder)))
+        for name in sorted(names & BENCHMARKS.keys())
+        if (table := BENCHMARKS[name].markdown) is not None
+    }
+
+
+def sections_of_benchmarks(folder: Path | None) -> list[str]:
+    """Return the titled tables of benchmarks that have a title and results in a folder."""
+    parts = []
+    for name, benchmark in BENCHMARKS.items():
+        if folder is None or benchmark.markdown is None or not benchmark.title:
+            continue
+        if (path := _file(name, folder)).exists():
+            explained = f"docs/{benchmark.measurements}.md says what the figures mean."
+            parts += [f"## {benchmark.title}", explained, benchmark.markdown(read_json(path))]
+    return parts
+
+
+def _file(name: str, folder: Path) -> Path:
+    """Return where a benchmark's figures lie: in the folder, or in its own beside that."""
+    path, own = folder / f"{name}.json", BENCHMARKS[name].measurements
+    return path if path.exists() or not own else folder.parent / own / f"{name}.json"
