@@ -10,7 +10,7 @@ import torch
 from data.files import write_json
 from get import GETPipeline, cost
 from get.cost import images_per_second, in_turns, median_ratio
-from pipeline.benchmarks import costs, memory, modes, solvers, train, writer
+from pipeline.benchmarks import costs, memory, modes, scale, solvers, train, writer
 from pipeline.benchmarks.one_step import random_pairs
 from pipeline.make_pairs import main as make_pairs
 from pipeline.recipes import RECIPES
@@ -73,6 +73,19 @@ def test_costs_are_the_hand_counts_and_ratios_to_the_teacher(tmp_path, capsys):
         best = max(int(b) / s for b, s in row["seconds"].items()) / row["evaluations"]
         assert row["images_per_second"] == best
     assert "| GET-T/2 | 8.6 M | 1 | 7.0 G |" in capsys.readouterr().out
+
+
+def test_what_grows_with_the_number_of_shards_is_timed(tmp_path, capsys):
+    config = scale.ScaleConfig(
+        output_dir=tmp_path / "out", shards=20, pairs_per_shard=100, batch_size=16, steps=3
+    )
+    scale.main(config)
+    found = json.loads((tmp_path / "out" / "scale.json").read_text())
+    assert (found["objects"], found["pairs"]) == (41, 2000)
+    assert len(found["seconds"]) == 5
+    assert min(found["seconds"].values()) > 0
+    assert "a training counts the shards" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["scale.json"]
 
 
 def test_solvers_are_compared_at_the_same_number_of_evaluations(tmp_path):

@@ -9,6 +9,7 @@ modes    every way of training a GET
 ours     our training compared with the published one, both searched, three seeds
 photograph  the same for an equilibrium network that fits a picture
 reader   pairs per second of our reader and of webdataset's
+scale    what a job and a training do before their work on 100,000 shards
 solvers  time and memory of our solvers and of torchdeq's
 train    training steps compared with the machine's matmul rate and with torchdeq
 writer   what writing pairs costs in addition to the teacher
@@ -30,6 +31,7 @@ from pipeline.benchmarks import (
     ours,
     photograph,
     reader,
+    scale,
     solvers,
     train,
     writer,
@@ -73,6 +75,7 @@ BENCHMARKS = {
         "Skipping small changes: a network that is a picture",
     ),
     "reader": Benchmark(reader.ReaderConfig(), reader.main),
+    "scale": Benchmark(scale.ScaleConfig(), scale.main, scale.markdown),
     "solvers": Benchmark(solvers.SolversConfig(), solvers.main, solvers.markdown),
     "train": Benchmark(train.TrainBenchmarkConfig(), train.main, train.markdown),
     "writer": Benchmark(writer.WriterConfig(), writer.main),
