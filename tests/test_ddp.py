@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from get.equilibrium import Implicit, Phantom
 from get.losses import IterateLoss
 from get.models import Equilibrium
+from get.muon import Muon
 
 from .problems import normal, tiny_get
 from .processes import Script, completed
@@ -35,10 +36,24 @@ def gradients(mode: str, rank: int, processes: int) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+def moved(processes: dist.ProcessGroup | None) -> dict[str, Tensor]:
+    """Return five matrices, two of them alike, after two steps of Muon."""
+    shapes = (6, 4), (6, 4), (4, 8), (9, 3), (6, 4)
+    parameters = [torch.nn.Parameter(normal(1, seed=i).flatten()[: a * b].view(a, b))
+                  for i, (a, b) in enumerate(shapes)]  # fmt: skip
+    optimizer = Muon(parameters, 0.1, processes=processes)
+    for _ in range(2):
+        for p in parameters:
+            p.grad = p.detach().sin()
+        optimizer.step()
+    return {str(i): p.detach() for i, p in enumerate(parameters)}
+
+
 def main(folder: Path) -> None:
     """Be one of two processes."""
     dist.init_process_group("gloo")
     rank = dist.get_rank()
+    save_file(moved(dist.group.WORLD), folder / f"muon-{rank}.safetensors")
     for mode in MODES:
         save_file(gradients(mode, rank, 2), folder / f"{mode}-{rank}.safetensors")
     dist.destroy_process_group()
@@ -51,6 +66,9 @@ def test_two_processes_make_the_gradient_of_one_whatever_the_mode(tmp_path: Path
         for rank in (0, 1):
             together = load_file(tmp_path / f"{mode}-{rank}.safetensors")
             torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-12)
+    first, second = (load_file(tmp_path / f"muon-{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    torch.testing.assert_close(first, moved(None), rtol=0, atol=1e-6)
 
 
 if __name__ == "__main__":

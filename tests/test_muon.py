@@ -31,16 +31,24 @@ def test_the_singular_values_of_a_direction_are_near_1_and_its_vectors_those_of_
     torch.testing.assert_close(inside, torch.diag_embed(values), rtol=0, atol=1e-4)
 
 
-def test_its_steps_are_those_of_torchs_muon():
+@pytest.mark.parametrize("shape", [(32, 16), (16, 32)])
+@pytest.mark.parametrize(
+    ("scaling", "theirs_calls_it", "decay"),
+    [("spectral", "original", 0.0), ("match_rms_adamw", "match_rms_adamw", 0.3)],
+)
+def test_its_steps_are_those_of_torchs_muon(shape, scaling, theirs_calls_it, decay):
     """Which computes directions in bfloat16: to 2 % of a step."""
-    ours, theirs = (torch.nn.Parameter(matrices(32, 16)) for _ in range(2))
-    optimizers = Muon([ours], 0.1), torch.optim.Muon([theirs], 0.1, weight_decay=0.0)
+    ours, theirs = (torch.nn.Parameter(matrices(*shape)) for _ in range(2))
+    optimizers = (
+        Muon([ours], 0.1, weight_decay=decay, scaling=scaling),
+        torch.optim.Muon([theirs], 0.1, weight_decay=decay, adjust_lr_fn=theirs_calls_it),
+    )
     for seed in range(5):
         for p in (ours, theirs):
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
         for optimizer in optimizers:
             optimizer.step()
-    moved = (ours - matrices(32, 16)).norm()
+    moved = (ours - matrices(*shape)).norm()
     assert (ours - theirs).norm() < 0.02 * moved
 
 

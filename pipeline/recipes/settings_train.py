@@ -125,6 +125,8 @@ class TrainConfig(TrainingConfig):
         mixed_precision: bf16 is for GPUs that have it; on a CPU it is 100 times slower.
         optimizer: "adamw", or "muon" for the matrices of the blocks and AdamW for the rest.
         muon_learning_rate: Peak learning rate of Muon.
+        muon_weight_decay: Decoupled weight decay of Muon's matrices.
+        muon_scaling: "spectral", or "match_rms_adamw" to use AdamW's learning rates for Muon.
         loss: Loss of each iterate: l1, l2, pseudo_huber, lpips, dists, or another of get/losses.py.
         iterate_decay: Weight of iterate k of T is iterate_decay^(T - k).
         gradient: "unrolled" goes through every iteration, with a loss on every iterate. "phantom"
@@ -175,6 +177,8 @@ class TrainConfig(TrainingConfig):
     mixed_precision: Literal["no", "bf16"] = "no"
     optimizer: Literal["adamw", "muon"] = "adamw"
     muon_learning_rate: float = 0.02
+    muon_weight_decay: float = 0.0
+    muon_scaling: Literal["spectral", "match_rms_adamw"] = "spectral"
     loss: str = "l1"
     iterate_decay: float = 0.5
     gradient: Literal["unrolled", "phantom", "implicit"] = "unrolled"
@@ -228,6 +232,7 @@ class TrainConfig(TrainingConfig):
             dataloader_num_workers=self.dataloader_num_workers,
             iterate_decay=self.iterate_decay,
             frechet_weight=self.frechet_weight,
+            muon_weight_decay=self.muon_weight_decay,
             jacobian_weight=self.jacobian_weight,
         )
         within(0, 1, jacobian_probability=self.jacobian_probability)

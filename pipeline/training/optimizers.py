@@ -1,6 +1,7 @@
 """The optimisers of a model with blocks: AdamW for all, or Muon for the blocks' matrices."""
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
@@ -26,9 +27,13 @@ def build_optimizers(
                 stacked = len(weight) // weight.shape[1] if _is_stack(name) else 1
                 groups.setdefault(stacked, []).append(trained.pop(name))
         if groups:
+            of_students = isinstance(config, TrainConfig)
             optimizers["muon"] = Muon(
                 [{"params": params, "stacked": stacked} for stacked, params in groups.items()],
                 config.muon_learning_rate,
+                weight_decay=config.muon_weight_decay if of_students else 0.0,
+                scaling=config.muon_scaling if of_students else "spectral",
+                processes=dist.group.WORLD if dist.is_initialized() else None,
             )
     betas = (0.9, config.adam_beta2)
     adamw = torch.optim.AdamW(
