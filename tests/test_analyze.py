@@ -11,7 +11,7 @@ from pipeline.analyses.compared import compare
 from pipeline.analyses.limits import limits
 from pipeline.analyses.settings import CollapseConfig, NngpConfig
 from pipeline.analyses.table import ANALYSES, sections_of_analyses
-from pipeline.analyses.unequal import Cell, training_set
+from pipeline.analyses.unequal import Cell, cells, training_set
 
 from .problems import tiny_get
 
@@ -85,7 +85,7 @@ def test_collapse_trains_what_is_missing_and_its_tables_show_what_it_found(tmp_p
     )
     result = here("analyze", "collapse", *settings, "--points", 2)
     assert result.codes == [2]
-    assert "expected trainings with these settings" in result.err
+    assert "expected runs with these settings" in result.err
 
 
 def test_a_seed_chooses_classes_and_images_which_twins_share(tmp_path):
@@ -100,6 +100,15 @@ def test_a_seed_chooses_classes_and_images_which_twins_share(tmp_path):
     balanced = training_set(config, Cell("real", 0, 1), 0)
     assert balanced.images.labels.bincount().tolist() == [20] * 10
     assert not balanced.minority
+
+
+def test_the_whole_grid_has_more_majority_classes_and_weight_decay(tmp_path):
+    names = [cell.name for cell in cells(CollapseConfig(output_dir=tmp_path, full=True))]
+    unequal = "real-3major-ratio10", "real-7major-ratio10"
+    assert names == [
+        *("real-balanced", *unequal),
+        *("real-balanced-decay0.5", *(f"{name}-decay0.5" for name in unequal)),
+    ]
 
 
 def test_images_of_a_student_are_taken_only_where_their_class_is_clear(tmp_path):

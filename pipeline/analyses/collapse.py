@@ -14,14 +14,12 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, fields
 from typing import Any
 
-from data.files import read_json, write_json
-from get.errors import InputError
 from pipeline.analyses.collapse_run import Task, file_of, measured
 from pipeline.analyses.collapse_tables import plot, summary
 from pipeline.analyses.compared import compare
 from pipeline.analyses.settings import CollapseConfig
 from pipeline.analyses.unequal import cells, training_set
-from pipeline.benchmarks.results import save
+from pipeline.benchmarks.results import check_common, save
 from pipeline.cli import Failed, progress_bar
 from pipeline.jobs.processes import one_of_several
 
@@ -33,7 +31,9 @@ FREE = {
 
 def main(config: CollapseConfig) -> None:
     """Train what is missing; sum up."""
-    check_settings(config)
+    ours = {f.name: str(getattr(config, f.name)) for f in fields(config) if f.name not in FREE}
+    ours["classifier"] = config.classifier.name
+    check_common(config.output_dir / "trainings", ours)
     seeds = tuple(dict.fromkeys((*config.seeds, *range(5)))) if config.full else config.seeds
     tasks: list[Task] = [
         (config, cell, kind, seed)
@@ -48,24 +48,11 @@ def main(config: CollapseConfig) -> None:
         for run in finished(tasks, config.jobs):
             runs.append(run)
             bar.update()
-    figures = {"settings": asdict(config), "rows": compare(runs), "runs": runs}
+    settings = asdict(config) | {"classifier": config.classifier.name}
+    figures = {"settings": settings, "rows": compare(runs), "runs": runs}
     result = save(config, "collapse", figures)
     plot(config.output_dir / "collapse.png", result)
     print(summary(result))
-
-
-def check_settings(config: CollapseConfig) -> None:
-    """Write what all trainings in the folder have in common, or compare with what is there."""
-    path = config.output_dir / "trainings" / "settings.json"
-    ours = {f.name: str(getattr(config, f.name)) for f in fields(config) if f.name not in FREE}
-    if not path.exists():
-        write_json(path, ours)
-    if (found := read_json(path)) != ours:
-        different = [f"{k} {found.get(k)}" for k in ours if found.get(k) != ours[k]]
-        raise InputError(
-            f"expected trainings with these settings in {path.parent}, got {', '.join(different)}; "
-            "choose another output_dir"
-        )
 
 
 def finished(tasks: list[Task], jobs: int) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ from get.errors import InputError
 from get.metrics import frechet_distance
 from get.models import Student
 from get.sampling import generate
-from pipeline.benchmarks.results import BenchmarkConfig
+from pipeline.benchmarks.results import BenchmarkConfig, check_common
 from pipeline.cli import progress_bar
 from pipeline.recipes import RECIPES
 from pipeline.recipes.recipe import RUNS
@@ -107,17 +107,9 @@ class Laboratory:
 
     def _check_settings(self) -> None:
         """Write what all runs in the folder have in common, or compare with what is there."""
-        path, config = self.folder / "settings.json", self.config
-        common = {f.name: getattr(config, f.name) for f in fields(LaboratoryConfig)}
+        common = {f.name: getattr(self.config, f.name) for f in fields(LaboratoryConfig)}
         ours = {k: str(v) for k, v in common.items() if k not in ("seeds", "output_dir")}
-        if not path.exists():
-            write_json(path, ours)
-        if (found := read_json(path)) != ours:
-            different = [f"{k} {found.get(k)}" for k in ours if found.get(k) != ours[k]]
-            raise InputError(
-                f"expected runs with these settings in {self.folder}, got {', '.join(different)}; "
-                "choose another output_dir"
-            )
+        check_common(self.folder, ours)
 
     def _read(self, shards: range) -> Pairs:
         return Pairs.cat([read_shard(self.config.pairs, i, self.manifest) for i in shards])

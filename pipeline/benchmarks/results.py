@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import read_json, write_json
+from get.errors import InputError
 from pipeline.jobs.provenance import provenance
 from pipeline.recipes.recipe import RUNS
 from pipeline.recipes.settings_make import positive
@@ -35,3 +36,20 @@ def save(config: BenchmarkConfig, name: str, figures: Mapping[str, Any]) -> dict
     write_json(path, {**figures, **provenance()})
     print(f"{name} {path}")
     return read_json(path)
+
+
+def check_common(folder: Path, ours: Mapping[str, str]) -> None:
+    """Write what all runs in a folder have in common, or compare with what is there.
+
+    Raises:
+        InputError: If it has runs with other settings.
+    """
+    path = folder / "settings.json"
+    if not path.exists():
+        write_json(path, ours)
+    if (found := read_json(path)) != ours:
+        different = [f"{k} {found.get(k)}" for k in ours if found.get(k) != ours[k]]
+        raise InputError(
+            f"expected runs with these settings in {folder}, got {', '.join(different)}; "
+            "choose another output_dir"
+        )
