@@ -38,8 +38,9 @@ class Pairs:
         return self._each(lambda rows: rows[index])
 
     def to(self, device: torch.device) -> "Pairs":
-        """Copy to a device without waiting for it."""
-        return self._each(lambda rows: rows.to(device, non_blocking=True))
+        """Copy to a device without waiting for it, to a GPU from pinned memory."""
+        pinned = self._each(lambda rows: rows.pin_memory()) if device.type == "cuda" else self
+        return pinned._each(lambda rows: rows.to(device, non_blocking=True))
 
     def as_floats(self) -> "Pairs":
         """Return these pairs with float32 images in [-1, 1] and float32 states."""

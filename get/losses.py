@@ -48,7 +48,8 @@ class Losses(NamedTuple):
         self, decay: float, penalty_weight: float = 0.0, frechet_weight: float = 0.0
     ) -> Float[Tensor, ""]:
         """Return the training loss: iterates by `geometric_weights`, and what else there is."""
-        loss = self.iterates @ geometric_weights(len(self.iterates), decay).to(self.iterates)
+        weights = geometric_weights(len(self.iterates), decay, self.iterates.device)
+        loss = self.iterates @ weights.to(self.iterates.dtype)
         if self.penalty is not None:
             loss = loss + penalty_weight * self.penalty
         if self.frechet is not None:
@@ -200,9 +201,11 @@ class _Perceptual(nn.Module):
         return self.network(*((x / 2 + 0.5).clamp(0, 1) for x in large))
 
 
-def geometric_weights(count: int, decay: float) -> Float[Tensor, " iterates"]:
+def geometric_weights(
+    count: int, decay: float, device: torch.device | None = None
+) -> Float[Tensor, " iterates"]:
     """Return decay^(count - k) for k = 1 .. count, so the last weight is 1 (GET uses 0.8)."""
-    return decay ** torch.arange(count - 1, -1, -1, dtype=torch.float32)
+    return decay ** torch.arange(count - 1, -1, -1, dtype=torch.float32, device=device)
 
 
 LOSSES: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {

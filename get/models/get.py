@@ -168,7 +168,7 @@ class GET(Student):
             problem = Problem(self._roll_out(problem, rollout), problem.inputs)
         f = partial(self.equilibrium_map, recompute=self.gradient_checkpointing)
         steps = self.iterations if iterations is None else iterations
-        states, residual, adjoint = (), problem.z0.new_tensor([torch.nan]), None
+        states, residual, adjoint = (), problem.z0.new_full((1,), torch.nan), None
         if steps or equilibrium is None:
             path = fixed_point(
                 f,

@@ -5,6 +5,7 @@ a function of (seed, step), so nothing random has to be saved.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 
 import torch
 from accelerate import Accelerator
@@ -192,8 +193,14 @@ def build_rollout(
     share = config.window_share
     if share == 0 or student.iterations is None:
         return None
+    return Rollout(_spread(share, first, count, student.device), iterations)
+
+
+@lru_cache(maxsize=64)  # the same in every step, so a GPU gets them once
+def _spread(share: float, first: int, count: int, device: torch.device) -> Tensor:
+    """Return which of `count` samples of the global batch, from `first` on, are of the share."""
     rows = [i for i in range(count) if int((first + i + 1) * share) > int((first + i) * share)]
-    return Rollout(torch.tensor(rows, device=student.device), iterations)
+    return torch.tensor(rows, device=device)
 
 
 def micro_batch_losses(
