@@ -12,9 +12,11 @@ if __name__ == "__main__":
     cli.check_arguments(students)
 
 from dataclasses import replace
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from data.files import new_file
 from data.mixture import Mixture
@@ -41,6 +43,8 @@ from pipeline.training.step_cost import summary
 from pipeline.training.vae import find_vae
 from pipeline.training.validation import Validation
 
+PATIENCE = timedelta(minutes=30)  # with a process that does not answer, before all end
+
 
 def main(config: TrainConfig) -> None:
     """Train a student; the same command continues, and does nothing once the run is finished."""
@@ -51,6 +55,10 @@ def main(config: TrainConfig) -> None:
         mixed_precision="no",
         log_with=list(config.report_to) or None,
         project_dir=config.output_dir.parent,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # no second copy of them
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
     check_processes(accelerator)
     check_batch(config, accelerator.num_processes)

@@ -21,7 +21,8 @@ def contents(run: Path) -> dict[str, object]:
         if path.name in ("state.json", "finished.json"):
             value = {**json.loads(path.read_text()), "seconds": None}
         files[str(path.relative_to(run))] = value
-    return {name: value for name, value in files.items() if name not in ("run.json", "run.lock")}
+    own = ("run.json", "run.lock", "speed.jsonl")
+    return {name: value for name, value in files.items() if name not in own}
 
 
 def assert_same(run: Path, other: Path) -> None:

@@ -54,6 +54,9 @@ def test_train_leaves_a_pipeline_its_settings_and_its_metrics(smoke, smoke_pairs
     lines = metrics(smoke)
     assert [x["step"] for x in lines if "loss" in x] == list(range(1, 21))
     assert [x["step"] for x in lines if "validation_l1" in x] == [10, 20]
+    speed = [json.loads(line) for line in (smoke / "speed.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in speed] == list(range(1, 21))
+    assert all(x["images_per_second"] > 0 for x in speed)
     pictures = {"step-000010.png", "step-000020.png"}
     assert {p.name for p in (smoke / "samples").iterdir()} == pictures
     again = completed(here("train", "smoke", "--pairs", smoke_pairs, "--output_dir", smoke))

@@ -1,4 +1,7 @@
-"""metrics.jsonl: the values of every logged step, checked to be finite; trackers get the same."""
+"""metrics.jsonl: the values of every logged step, checked to be finite; trackers get the same.
+
+Their speed is in speed.jsonl: metrics.jsonl is the same for every run of the same steps.
+"""
 
 import json
 import math
@@ -104,11 +107,21 @@ class Metrics:
         values = dict(zip(names, means[-1], strict=True))
         self.log(step, **values)
         rate = self._images_per_second(step + 1)
-        self.accelerator.log({"images_per_second": rate}, step=step + 1)
+        self._log_speed(step, rate)
         if self._bar is not None:
             shown = {name: f"{value:.3g}" for name, value in values.items()}
             self._bar.set_postfix({**shown, "images/s": f"{rate:.0f}"}, refresh=False)
         self._warn(step, values)
+
+    def _log_speed(self, step: int, rate: float) -> None:
+        """Append to speed.jsonl what another run of the same steps would not repeat."""
+        speed: dict[str, float] = {"images_per_second": rate}
+        if self.accelerator.device.type == "cuda":
+            speed["peak_bytes"] = torch.cuda.max_memory_allocated()
+        if self.accelerator.is_main_process:
+            with self.path.with_name("speed.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step + 1, **speed}) + "\n")
+        self.accelerator.log(speed, step=step + 1)
 
     def _warn(self, step: int, values: dict[str, float]) -> None:
         """Say once when a value becomes too high."""

@@ -71,8 +71,8 @@ def read_training(run: Path) -> Training | None:
         return None
     record = read_json(run / "run.json")
     values, steps = dict[str, list[tuple[int, float]]](), 0
-    metrics = run / "metrics.jsonl"
-    for line in metrics.read_text().splitlines() if metrics.is_file() else ():
+    files = [f for f in (run / "metrics.jsonl", run / "speed.jsonl") if f.is_file()]
+    for line in (line for file in files for line in file.read_text().splitlines()):
         try:
             logged = json.loads(line)
         except ValueError:  # the last line, half written
@@ -170,6 +170,7 @@ def plots(models: list[Model], trainings: Sequence[Training]) -> list[str]:
         ("loss", "Loss of the last iterate against steps", True),
         ("residual", "Relative residual after the last iteration against steps", True),
         ("grad_norm", "Norm of the gradient against steps", True),
+        ("images_per_second", "Images per second against steps", False),
     ):
         curves = {t.name: t.values[name] for t in trainings if name in t.values}
         if curves:
