@@ -119,7 +119,7 @@ def largest_radii(config: CertifyConfig) -> list[dict[str, Any]]:
     """
     own = [(config.num_trials, max(1, round(s * config.num_trials))) for s in config.audit_shares]
     rows = []
-    for trials, audits in (*own, *PAPER):
+    for trials, audits in dict.fromkeys((*own, *PAPER)):
         bounds: dict[str, float] = {
             "votes": bounded(trials, trials, config.alpha),
             "stated": bounded(trials, trials, config.alpha, Audit(audits, 0, audits), "stated"),
