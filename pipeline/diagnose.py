@@ -6,7 +6,7 @@ benchmarks/diagnosis.py computes them; the FID against iterations is in evaluate
 """
 
 from pipeline import cli
-from pipeline.recipes.recipe import diagnoses
+from pipeline.recipes.measures import diagnoses
 
 if __name__ == "__main__":
     cli.check_arguments(diagnoses, default="digits")

@@ -5,7 +5,7 @@ teacher's images are those pairs themselves. One JSON per model. Next: report.py
 """
 
 from pipeline import cli
-from pipeline.recipes.recipe import evaluations
+from pipeline.recipes.measures import evaluations
 
 if __name__ == "__main__":
     cli.check_arguments(evaluations)

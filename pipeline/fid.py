@@ -8,7 +8,7 @@ which. evaluate.py compares students with their teacher on the same noise instea
 """
 
 from pipeline import cli
-from pipeline.recipes.recipe import fids
+from pipeline.recipes.measures import fids
 
 if __name__ == "__main__":
     cli.check_arguments(fids)

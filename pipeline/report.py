@@ -8,7 +8,7 @@ with `--analyses FOLDER` those of analyses.
 """
 
 from pipeline import cli
-from pipeline.recipes.recipe import reports
+from pipeline.recipes.measures import reports
 
 if __name__ == "__main__":
     cli.check_arguments(reports)

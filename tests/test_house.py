@@ -38,6 +38,7 @@ HOMES = {  # third party: the only places that import it
     "torch_fidelity": ("get/metrics/",),
     "accelerate": ("pipeline/",),
     "tyro": ("pipeline/",),
+    "gradio": ("pipeline/demo.py",),
     "skimage": ("data/real/photos.py",),
     "data": ("data/", "pipeline/"),
     "pipeline": ("pipeline/",),
@@ -80,7 +81,7 @@ VERBS = {
     *("train_teacher", "train_classifier", "train_equilibrium_classifier"),
     *("make_pairs", "pairs_status"),
     *("verify_pairs", "curate_pairs", "train", "sample", "evaluate", "fid", "report"),
-    *("diagnose", "certify", "convert", "benchmark", "analyze", "plan"),
+    *("diagnose", "certify", "convert", "benchmark", "analyze", "plan", "demo"),
 }
 ROOMS = {"recipes", "jobs", "training", "benchmarks", "analyses"}
 

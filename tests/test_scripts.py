@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from get import GETPipeline
-from pipeline.recipes import RECIPES, recipe
+from pipeline.recipes import RECIPES, measures, recipe
 from pipeline.recipes.settings_classify import certifications, image_classifiers
 
 from .problems import tiny_get
@@ -24,11 +24,12 @@ TABLES = {
     "plan": recipe.plans,
     "train": recipe.students,
     "sample": recipe.samples,
-    "evaluate": recipe.evaluations,
-    "fid": recipe.fids,
-    "diagnose": recipe.diagnoses,
+    "evaluate": measures.evaluations,
+    "fid": measures.fids,
+    "diagnose": measures.diagnoses,
+    "demo": measures.demos,
     "certify": certifications,
-    "report": recipe.reports,
+    "report": measures.reports,
 }
 
 
@@ -93,7 +94,8 @@ def test_every_script_explains_itself_and_its_mistakes(name, here):
         code, out, err = here(name, *arguments)[:3]
         assert (code, out, err.count("\n")) == ([2], "", 1)
         assert err.startswith(f"{name}: expected a name such as ")
-    misspelt = here(name, recipe, "--output_dri" if name != "report" else "--evaluatoin", "x")
+    wrong = {"report": "--evaluatoin", "demo": "--modle"}.get(name, "--output_dri")
+    misspelt = here(name, recipe, wrong, "x")
     assert misspelt.code == 2
     assert "Perhaps you meant" in misspelt.err
 

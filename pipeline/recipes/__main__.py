@@ -12,8 +12,9 @@ from pathlib import Path
 from data import SHIPPED
 from get.errors import InputError
 from pipeline.recipes import RECIPES
+from pipeline.recipes.measures import evaluations
 from pipeline.recipes.own import load
-from pipeline.recipes.recipe import Recipe, evaluations
+from pipeline.recipes.recipe import Recipe
 
 
 def stages(recipe: Recipe) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from get.errors import InputError
-from pipeline.recipes.settings_make import positive, unsigned
+from pipeline.recipes.settings_make import positive, unsigned, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +129,25 @@ class DiagnoseConfig:
         """Refuse numbers that cannot mean anything."""
         positive(num_images=self.num_images, iterations=self.iterations, tol=self.tol)
         unsigned(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Show a student beside its teacher on a page in the browser.
+
+    Attributes:
+        model: A run, one of its checkpoints, or any folder with `model_index.json`.
+        teacher: The teacher that made the pairs; None shows the student alone.
+        port: Of this machine's own address, where the page is; 0 takes any that is free.
+    """
+
+    model: Path
+    teacher: str | Path | None = None
+    port: int = 7860
+
+    def __post_init__(self) -> None:
+        """Refuse what is no port."""
+        within(0, 65535, port=self.port)
 
 
 @dataclass(frozen=True, kw_only=True)
