@@ -94,9 +94,10 @@ def main(config: VerifyConfig) -> None:
     if problems:
         broken = ", ".join(islice(problems, SHOWN))
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        command = "make_pairs.py" if manifest.derived is None else "curate_pairs.py"
         raise cli.Failed(
             f"expected whole shards in {store}, got others; delete {broken}{more} there and run "
-            "make_pairs.py again"
+            f"the same command of {command} again"
         )
     if config.deep or config.quality:
         teacher = open_theirs(config, store, manifest)

@@ -63,7 +63,10 @@ def test_the_command_names_the_damaged_shard_and_says_what_to_do(tmp_path, here)
     assert failed.code == 1
     assert "2 of 3 shards are whole" in failed.out
     assert "pairs-000001.tar: 0 bytes instead of" in failed.out
-    assert "delete pairs-000001.json there and run make_pairs.py again" in failed.err
+    assert (
+        "delete pairs-000001.json there and run the same command of make_pairs.py again"
+        in failed.err
+    )
 
 
 def test_a_data_set_behind_an_address_is_verified_and_tasks_share_the_shards(tmp_path, here):
