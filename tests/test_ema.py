@@ -35,6 +35,21 @@ def test_the_copy_is_the_weighted_sum_of_all_models_seen():
     torch.testing.assert_close(ema.model.bias.data, torch.tensor([expected], dtype=torch.float64))
 
 
+def test_with_a_ramp_the_half_life_is_a_share_of_the_steps_up_to_that_of_the_decay():
+    ema = EMA(constant(0.0), 0.9, ramp=0.5)
+    assert ema.decay_at(2) == 0.5  # a half-life of one step
+    assert ema.decay_at(4) == pytest.approx(0.5**0.5)
+    assert ema.decay_at(1000) == 0.9
+    for step in (1, 2):
+        ema.update(constant(1.0), step)
+    expected = torch.full((1, 2), 1 - 0.25 * 0.5, dtype=torch.float64)
+    torch.testing.assert_close(ema.model.weight.data, expected)
+    with pytest.raises(InputError, match="number of the step"):
+        ema.update(constant(1.0))
+    with pytest.raises(InputError, match="ramp above 0"):
+        EMA(constant(0.0), 0.9, ramp=0.0)
+
+
 def test_decay_0_is_the_model_itself():
     ema = EMA(constant(0.0), 0.0)
     ema.update(constant(5.0))

@@ -53,6 +53,8 @@ class TrainingConfig:
         lr_warmup_steps: Steps of linear warm-up.
         max_grad_norm: Gradients are clipped to this norm; None does not clip.
         ema_decay: Decay of the averaged weights, which are the result.
+        ema_ramp: The half-life of the average is at most this share of the steps made (0.05 in
+            EDM); None lets the decay be the same from the start.
         checkpointing_steps: A checkpoint every so many steps.
         checkpoints_total_limit: Checkpoints kept; older ones go once a newer one is whole.
         log_steps: A line of metrics.jsonl every so many steps.
@@ -70,6 +72,7 @@ class TrainingConfig:
     lr_warmup_steps: int = 100
     max_grad_norm: float | None = 1.0
     ema_decay: float = 0.99
+    ema_ramp: float | None = None
     checkpointing_steps: int = 500
     checkpoints_total_limit: int = 2
     log_steps: int = 10
@@ -86,6 +89,7 @@ class TrainingConfig:
             checkpoints_total_limit=self.checkpoints_total_limit,
             log_steps=self.log_steps,
             max_grad_norm=self.max_grad_norm,
+            ema_ramp=self.ema_ramp,
         )
         within(0, lr_warmup_steps=self.lr_warmup_steps)
         unsigned(self.seed)

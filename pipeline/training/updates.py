@@ -51,7 +51,7 @@ class Updates(Generic[Model]):
         self.model, self.optimizers = model, optimizers
         self.max_grad_norm = config.max_grad_norm or torch.inf
         self.schedulers = tuple(_scheduler(config, x, last_phase) for x in optimizers.values())
-        self.ema = EMA(model, config.ema_decay)
+        self.ema = EMA(model, config.ema_decay, config.ema_ramp)
         self.average = self.ema.model
         modules = {name: model, "ema": self.average, **(others or {})}
         self.state = TrainState(modules, optimizers, self.schedulers)
@@ -63,7 +63,7 @@ class Updates(Generic[Model]):
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-        self.ema.update(self.model)
+        self.ema.update(self.model, self.schedulers[0].last_epoch)  # steps made
         return norm
 
 
