@@ -7,7 +7,7 @@ STEPS, EVERY = 12, 4  # a checkpoint every so many steps
 SMALL = (
     *("--max_train_steps", STEPS, "--checkpointing_steps", EVERY, "--validation_steps", EVERY),
     *("--model.width", 8, "--lr_warmup_steps", 2),
-    *("--learning_rate", 2e-3, "--muon_learning_rate", 2e-2, "--ema_ramp", 0.5),
+    *("--learning_rate", 2e-3, "--muon_learning_rate", 2e-2),
     *("--feature_network", None, "--real_images", None),
 )
 WEIGHTS = "model/diffusion_pytorch_model.safetensors"
