@@ -118,7 +118,7 @@ def plot(path: Path, result: Mapping[str, Any], quality: str, allowed: float) ->
         axes[1].set(xlabel="times faster than the dense solve")
         for unit, kept in result["kept"].items():
             threshold = list(kept)[len(kept) // 2]
-            axes[2].plot(range(1, len(kept[threshold]) + 1), kept[threshold], label=unit)
-            axes[2].set_title(f"threshold {threshold}")
+            steps = range(1, len(kept[threshold]) + 1)
+            axes[2].plot(steps, kept[threshold], label=f"{unit}, threshold {threshold}")
         axes[2].set(xlabel="iteration", ylabel="linear work done, of dense")
         axes[2].legend()

@@ -214,7 +214,7 @@ def kept_by_iteration(
     """Return the part of the linear layers' work that each evaluation does, by unit."""
     kept: dict[str, dict[str, list[float]]] = {}
     for cell in cells:
-        if cell.unit and not cell.compact:
+        if cell.unit and not cell.compact and cell.iterations == cells[0].iterations:
             delta = cell.make(model, noise, labels).delta
             assert delta is not None
             parts = [now / dense for now, dense in zip(delta.macs, delta.dense_macs, strict=True)]
