@@ -1,4 +1,7 @@
-"""What a sweep of shortcuts amounts to: savings at equal quality, a table, a plot."""
+"""What a sweep of shortcuts amounts to: savings at equal quality, a table, a plot.
+
+Times are CPU times: other work on the machine does not lengthen them.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,11 +85,11 @@ def table(best: Mapping[str, Row], quality: str, form: str) -> str:
         form: How it is written.
     """
     heads = ["method", "setting", "MACs saved in the solve", "MACs saved per image"]
-    rows = [[*heads, quality, f"{quality}, worst", "times faster"]]
+    rows = [[*heads, quality, f"{quality}, worst", "CPU time"]]
     for method, row in best.items():
         saved = [f"{row[key]:.1%}" for key in ("saved_in_solve", "saved")]
         lost = [form.format(row[key]) for key in ("change", "worst_change")]
-        rows.append([method, setting(row), *saved, *lost, f"{row['speedup']:.2f}"])
+        rows.append([method, setting(row), *saved, *lost, f"{1 / row['cpu_speedup']:.2f}x"])
     return markdown_table(rows)
 
 
@@ -107,7 +110,7 @@ def plot(path: Path, result: Mapping[str, Any], quality: str, allowed: float) ->
         for method in methods:
             mine = [row for row in rows if row["method"] == method]
             form = "." if "and" in method else ".-"
-            for axis, key in ((axes[0], "saved_in_solve"), (axes[1], "speedup")):
+            for axis, key in ((axes[0], "saved_in_solve"), (axes[1], "cpu_speedup")):
                 points = sorted((row[key], change(row)) for row in mine)
                 axis.plot(*zip(*points, strict=True), form, label=method)
         for axis in axes[:2]:
@@ -115,7 +118,7 @@ def plot(path: Path, result: Mapping[str, Any], quality: str, allowed: float) ->
             axis.set(ylabel=quality, ylim=(-1.5 * allowed, 6 * allowed))
         axes[0].set(xlabel="multiply-accumulates saved in the solve")
         axes[0].legend(fontsize=7)
-        axes[1].set(xlabel="times faster than the dense solve")
+        axes[1].set(xlabel="CPU time of the dense solve / CPU time")
         for unit, kept in result["kept"].items():
             threshold = list(kept)[len(kept) // 2]
             steps = range(1, len(kept[threshold]) + 1)
