@@ -14,7 +14,7 @@ from get.equilibrium import Picard
 from get.errors import InputError
 from get.models.image_classifier import EquilibriumClassifier
 from get.robustness import REFERENCE, Labelling, audit, certify, label_copies
-from pipeline.recipes.settings_classify import ImageClassifierConfig
+from pipeline.recipes.settings_classify import EquilibriumShape, ImageClassifierConfig
 from pipeline.training.classify import training_of
 
 from .problems import normal, seeded
@@ -152,13 +152,15 @@ def test_an_attack_of_no_length_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_no_attack_is_found_inside_the_radii_of_a_trained_classifier():
-    config = ImageClassifierConfig(output_dir=Path("unused"), max_train_steps=300)
+    shape = EquilibriumShape(width=24, max_steps=20)
+    config = ImageClassifierConfig(output_dir=Path("unused"), model=shape, max_train_steps=300)
     *_, last = training_of(config, real_images("digits", "training"), every=300)
     images, labels = real_images("digits", "held_out")
     generator = seeded(0)
     broken = {1.0: 0, 3.0: 0}
-    for index in range(5):
+    for index in range(6):
         image, label = images[index], int(labels[index])
         found = certify(last.average, image, sigma=0.5, trials=1000, index=index)
         if found.label != label:
@@ -166,8 +168,7 @@ def test_no_attack_is_found_inside_the_radii_of_a_trained_classifier():
         for times in broken:
             given = {"sigma": 0.5, "generator": generator}
             shifts = attack(
-                last.average, image, label, radius=times * found.radius, restarts=5, steps=20,
-                **given,
+                last.average, image, label, radius=times * found.radius, copies=16, **given,
             )  # fmt: skip
             shares = [share_of_votes(last.average, image + s, label, **given) for s in shifts]
             broken[times] += min(shares) < 0.5
