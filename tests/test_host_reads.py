@@ -4,7 +4,6 @@ Backward passes need a real GPU; what they run is what the forward pass recorded
 fails under torch's fake tensors by itself.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,6 @@ from data.pairs import Pairs
 from pipeline.recipes import RECIPES
 from pipeline.recipes.recipe import students
 from pipeline.recipes.settings_train import TrainConfig
-from pipeline.training import step as step_module
 from pipeline.training.build import build_student
 from pipeline.training.step import TrainingStep
 
@@ -41,12 +39,6 @@ class Crossings(TorchDispatchMode):
         if len({x.device.type for x in tensors if x.dim()}) > 1:
             self.found.append(str(func))
         return result
-
-
-@pytest.fixture(autouse=True)
-def _nothing_fake_is_kept() -> Iterator[None]:
-    yield
-    step_module._spread.cache_clear()
 
 
 def without_frechet(config: TrainConfig) -> TrainConfig:

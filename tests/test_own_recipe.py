@@ -18,8 +18,7 @@ from get.cost import images_per_second
 from get.errors import InputError
 from get.pipeline_get import GETPipeline
 from pipeline import cli
-from pipeline.recipes import RECIPES
-from pipeline.recipes import recipe as settings
+from pipeline.recipes import RECIPES, measures, recipe
 from pipeline.recipes.own import load
 
 OWN = '''
@@ -109,19 +108,18 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: str) -> None:
     """Run a script's main as its command line does."""
     monkeypatch.setattr(sys, "argv", [script, *arguments, "--recipes", "own_recipes.py"])
-    verb, table = import_module(f"pipeline.{script}"), getattr(settings, TABLES[script])
-    cli.run(verb.main, table)
+    cli.run(import_module(f"pipeline.{script}").main, TABLES[script])
 
 
 TABLES = {
-    "train_classifier": "classifiers",
-    "train_teacher": "teachers",
-    "make_pairs": "pairs",
-    "plan": "plans",
-    "train": "students",
-    "sample": "samples",
-    "evaluate": "evaluations",
-    "report": "reports",
+    "train_classifier": recipe.classifiers,
+    "train_teacher": recipe.teachers,
+    "make_pairs": recipe.pairs,
+    "plan": recipe.plans,
+    "train": recipe.students,
+    "sample": recipe.samples,
+    "evaluate": measures.evaluations,
+    "report": measures.reports,
 }
 
 

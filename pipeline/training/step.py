@@ -5,7 +5,6 @@ a function of (seed, step), so nothing random has to be saved.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 
 import torch
 from accelerate import Accelerator
@@ -65,6 +64,8 @@ class TrainingStep:
         self.updates = Updates(config, student, optimizers, others=others, last_phase=last_phase)
         if config.compile:
             student.compile_repeated_blocks()  # in place: weights keep their names
+        # Positions in the batch are the same in every step, so a GPU gets them once.
+        self._rollouts: dict[tuple[int, int], Rollout | None] = {}
         # DDP where there are several processes; it wraps the module whose forward returns losses.
         self.module = accelerator.prepare(objective) if accelerator else objective
 
@@ -141,7 +142,11 @@ class TrainingStep:
         """Return the rollout of a micro-batch that begins at a position of the global batch."""
         low, high = self.config.window_rollout
         length = low + step_seed(self.config.seed, number, WINDOW) * (high - low + 1) // 2**32
-        return build_rollout(self.config, self.student, first, count, length)
+        if (first, count) not in self._rollouts:
+            made = build_rollout(self.config, self.student, first, count, length)
+            self._rollouts[first, count] = made
+        kept = self._rollouts[first, count]
+        return None if kept is None else kept._replace(iterations=length)
 
     def penalty_weight(self, number: int) -> float:
         """Return the weight of the Jacobian penalty in a step; 0 in steps without."""
@@ -193,14 +198,8 @@ def build_rollout(
     share = config.window_share
     if share == 0 or student.iterations is None:
         return None
-    return Rollout(_spread(share, first, count, student.device), iterations)
-
-
-@lru_cache(maxsize=64)  # the same in every step, so a GPU gets them once
-def _spread(share: float, first: int, count: int, device: torch.device) -> Tensor:
-    """Return which of `count` samples of the global batch, from `first` on, are of the share."""
     rows = [i for i in range(count) if int((first + i + 1) * share) > int((first + i) * share)]
-    return torch.tensor(rows, device=device)
+    return Rollout(torch.tensor(rows, device=student.device), iterations)
 
 
 def micro_batch_losses(
