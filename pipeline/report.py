@@ -49,6 +49,11 @@ def main(config: ReportConfig) -> None:
     picture, page = (config.evaluation / name for name in ("comparison.png", "report.md"))
     draw_picture(picture, config.evaluation, models)
     trainings = [t for run in config.runs if (t := read_training(run)) is not None]
+    sections = [
+        *sections_of_analyses(config.analyses),
+        *section_of_certificates(config.analyses),
+        *sections_of_benchmarks(config.benchmarks),
+    ]
     lines = [
         f"# {config.recipe}: one call against many",
         f"![same noise, every model]({picture.name})",
@@ -58,12 +63,11 @@ def main(config: ReportConfig) -> None:
             for title, rows in at_every_number_of_iterations(models)
             for part in (f"## {title}", markdown(rows))
         ),
-        *sections_of_analyses(config.analyses),
-        *section_of_certificates(config.analyses),
-        *sections_of_benchmarks(config.benchmarks),
+        *sections,
     ]
     write(page, "\n\n".join(lines) + "\n")
-    write(page.with_suffix(".html"), html_page(config.recipe, models, trainings, picture))
+    html = html_page(config.recipe, models, trainings, picture, sections=sections)
+    write(page.with_suffix(".html"), html)
     if config.documents:
         for path, text in renewed_documents(config, models).items():
             write(path, text)

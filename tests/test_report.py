@@ -141,6 +141,18 @@ def test_the_page_holds_all_it_shows(evaluation, tmp_path, here):
     assert "http-equiv" not in text
 
 
+def test_the_page_shows_analyses_and_benchmarks_that_have_results(evaluation, here):
+    flags = "--analyses", MEASURED.parent, "--benchmarks", MEASURED.parent / "benchmarks"
+    assert here("report", "digits", "--evaluation", evaluation, *flags).code == 0
+    shown = " ".join(Page((evaluation / "report.html").read_text()).words)
+    lines = (evaluation / "report.md").read_text().splitlines()
+    headings = [line[3:] for line in lines if line.startswith("## ")]
+    assert len(headings) >= 4  # the dial, and what the analyses say
+    assert all(heading in shown for heading in headings)
+    for cell in (cell for line in lines if "|" in line for cell in line.strip("| ").split(" | ")):
+        assert cell in shown or set(cell) <= {"-", "|"}
+
+
 def test_the_page_follows_trainings_until_a_signal(tmp_path, script):
     evaluation, run = tmp_path / "evaluation", begun(tmp_path / "digits", 40)
     flags = "digits", "--watch", "--evaluation", evaluation, "--runs", run

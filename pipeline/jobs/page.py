@@ -33,7 +33,7 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; white-space: nowrap; }
@@ -89,6 +89,7 @@ def html_page(
     trainings: Sequence[Training],
     picture: Path,
     reload: int | None = None,
+    sections: Sequence[str] = (),
 ) -> str:
     """Return the page.
 
@@ -98,6 +99,7 @@ def html_page(
         trainings: Of the students.
         picture: Images of all models, if the file exists.
         reload: Seconds after which the page loads itself again; None leaves it as it is.
+        sections: What else there is to show: Markdown headings, paragraphs and tables.
     """
     title = escape(f"{recipe}: one call against many")
     parts = [f"<h1>{title}</h1>"]
@@ -114,6 +116,7 @@ def html_page(
     parts.append(f'<h2>Curves</h2><div class="plots">{"".join(plots(models, trainings))}</div>')
     for heading, rows in at_every_number_of_iterations(models):
         parts.append(f"<h2>{escape(heading)}</h2>{html_table(rows)}")
+    parts += map(html_of, sections)
     parts.append("<h2>Settings and versions</h2>")
     for training in trainings:
         shown = escape(json.dumps(training.record, indent=2))
@@ -127,6 +130,16 @@ def html_page(
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
+
+
+def html_of(part: str) -> str:
+    """Return a Markdown heading, table or paragraph."""
+    if part.startswith("## "):
+        return f"<h2>{escape(part[3:])}</h2>"
+    if part.startswith("|"):
+        rows = [line.strip("| ").split(" | ") for line in part.splitlines()]
+        return html_table([rows[0], *rows[2:]])  # without the line of dashes
+    return f"<p>{escape(part)}</p>"
 
 
 def html_table(rows: Sequence[Sequence[str]]) -> str:
