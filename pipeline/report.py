@@ -95,7 +95,7 @@ def watch(config: ReportConfig) -> None:
             until = monotonic() + WATCH
             while monotonic() < until and not signals.received:
                 sleep(0.2)
-        signals.exit(signals.received, "the page")
+        signals.exit(signals.received, f"{page} shows the trainings as they were")
 
 
 def renewed_documents(config: ReportConfig, models: list[Model]) -> dict[Path, str]:

@@ -36,7 +36,8 @@ def test_every_part_is_rehearsed(part, tmp_path, here):
 
 
 def test_parts_that_are_done_are_left_and_one_that_fails_stops_no_other(tmp_path, monkeypatch):
-    (tmp_path / "gpu-pairs.json").write_text("{}")
+    (tmp_path / "gpu-pairs.json").write_text('{"rehearsal": true}')
+    (tmp_path / "gpu-training.json").write_text('{"rehearsal": false}')  # of another kind
     started = []
 
     def run(command, timeout, check):

@@ -92,6 +92,8 @@ def test_train_killed_and_interrupted_ends_with_the_same_bits(smoke, smoke_pairs
     completed(script(*command))
     assert (run / WEIGHTS).read_bytes() == (smoke / WEIGHTS).read_bytes()
     assert (run / "metrics.jsonl").read_text() == (smoke / "metrics.jsonl").read_text()
+    speed = (run / "speed.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in speed] == list(range(1, 21))
 
 
 def test_sample_makes_the_same_images_in_any_batch_and_process(tmp_path, here, script):

@@ -81,11 +81,14 @@ def tests(config: GpuConfig) -> Figures:
         command = [sys.executable, "-m", "pytest", *flags]
         root = Path(__file__).parents[2]
         done = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
-        suites = ElementTree.parse(report).getroot().iter("testsuite") if report.exists() else ()
-        counts = {k: sum(int(s.get(k, 0)) for s in suites) for k in ("tests",)}
-        cases = ElementTree.parse(report).getroot().iter("testcase") if report.exists() else ()
+        cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
         failed = [c.get("name") for c in cases if c.find("failure") is not None]
-    return {**counts, "failed": failed, "exit_code": done.returncode, "tail": done.stdout[-1500:]}
+    return {
+        "tests": len(cases),
+        "failed": failed,
+        "exit_code": done.returncode,
+        "tail": done.stdout[-1500:],
+    }
 
 
 def limit(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:

@@ -42,8 +42,8 @@ def export(pipeline: GETPipeline, folder: Path, card: str) -> None:
     model = pipeline.model
     module = type(model).__module__
     name = f"modeling_{module.rpartition('.')[2]}"
-    write_text(folder / "model" / f"{name}.py", bundle(module))
-    write_text(folder / "pipeline.py", bundle("get.pipeline_get", STUDENT))
+    (folder / "model" / f"{name}.py").write_text(bundle(module))
+    (folder / "pipeline.py").write_text(bundle("get.pipeline_get", STUDENT))
     index = read_json(folder / "model_index.json")
     index |= {"_class_name": ["pipeline", "GETPipeline"], "model": [name, type(model).__name__]}
     write_json(folder / "model_index.json", index)
@@ -51,7 +51,7 @@ def export(pipeline: GETPipeline, folder: Path, card: str) -> None:
     images = to_uint8(made(pipeline, drawn(model, names, None), None, 0.0))
     with new_file(folder / "images.png") as path:
         grid(images, 8, scale=max(1, 64 // images.shape[-1])).save(path, format="png")
-    write_text(folder / "README.md", card)
+    (folder / "README.md").write_text(card)
 
 
 class Fixed(nn.Module):
@@ -131,8 +131,3 @@ def publish(folder: Path, repo_id: str, *, private: bool, api: HfApi | None = No
             f"expected to publish {folder} as {repo_id}, got {type(error).__name__}: {line}; "
             "log in with `hf auth login`, then upload the folder with `hf upload`"
         ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file into a folder that appears once it is complete."""
-    path.write_text(text)

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -53,7 +54,7 @@ class Metrics:
             batch: Returns the samples that a step uses, for the report of a step that failed.
         """
         self.config, self.accelerator, self.batch = config, accelerator, batch
-        self.path = config.output_dir / "metrics.jsonl"
+        self.path, self.speed = (config.output_dir / f"{x}.jsonl" for x in ("metrics", "speed"))
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._bar: tqdm | None = None
         self._flushed = 0, time.perf_counter()  # steps done at the last flush, and when it was
@@ -65,10 +66,10 @@ class Metrics:
 
     def cut(self, step: int) -> None:
         """Delete the lines after `step`, which a resumed run writes again, and a torn last line."""
-        if self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
+        for path in filter(Path.exists, (self.path, self.speed)):
+            lines = path.read_text().splitlines(keepends=True)
             kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
-            with new_file(self.path) as temporary:
+            with new_file(path) as temporary:
                 temporary.write_text("".join(kept))
 
     def record(self, step: int, **values: Tensor) -> None:
@@ -119,7 +120,7 @@ class Metrics:
         if self.accelerator.device.type == "cuda":
             speed["peak_bytes"] = torch.cuda.max_memory_allocated()
         if self.accelerator.is_main_process:
-            with self.path.with_name("speed.jsonl").open("a") as file:
+            with self.speed.open("a") as file:
                 file.write(json.dumps({"step": step + 1, **speed}) + "\n")
         self.accelerator.log(speed, step=step + 1)
 
