@@ -83,7 +83,7 @@ VERBS = {
     *("verify_pairs", "curate_pairs", "train", "sample", "evaluate", "fid", "report"),
     *("diagnose", "certify", "convert", "benchmark", "analyze", "plan", "demo"),
 }
-ROOMS = {"recipes", "jobs", "training", "benchmarks", "analyses"}
+ROOMS = {"recipes", "jobs", "training", "benchmarks", "analyses", "conversions"}
 
 
 def module(path: Path) -> str:
