@@ -67,6 +67,30 @@ def test_every_contestant_is_searched_trained_and_judged_at_its_best(tmp_path, p
     assert json.loads(gone.read_text()) == before
 
 
+def test_an_earlier_comparison_is_extended_without_its_runs(tmp_path, pairs):
+    first = replace(settings(tmp_path / "first", pairs), contestants=("ViT 3",))
+    field.main(first)
+    earlier = json.loads((first.output_dir / "field.json").read_text())
+    best = earlier["learning_rates"]["ViT 3"]
+    more = replace(
+        first,
+        output_dir=tmp_path / "more",
+        extend=first.output_dir / "field.json",
+        seeds=(0, 1),
+        num_pairs=(16,),
+    )
+    field.main(more)
+    trained = {path.name for path in (tmp_path / "more" / "field-smoke").glob("ViT*.json")}
+    assert trained == {
+        f"ViT-3-lr{best:g}-pairs{n}-seed{s}.json" for n, s in ((0, 0), (16, 0), (16, 1))
+    }
+    runs = json.loads((more.output_dir / "field.json").read_text())["runs"]
+    assert runs[0] == next(run for run in earlier["runs"] if run["num_pairs"] == 16)
+
+    with pytest.raises(InputError, match=r"expected runs with these .* got max_train_steps 3;"):
+        field.main(replace(more, output_dir=tmp_path / "other", max_train_steps=4))
+
+
 def test_unknown_contestants_too_few_pairs_and_runs_with_other_settings_are_refused(
     tmp_path, pairs
 ):

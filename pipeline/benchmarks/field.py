@@ -4,14 +4,17 @@ Every contestant gets the same small search of its learning rate, then the same 
 pairs with every seed. `laboratory.py` trains and judges them, `loops.py` sums up.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+from data.files import read_json, write_json
 from get.errors import InputError
-from pipeline.benchmarks.laboratory import Laboratory, LaboratoryConfig
+from pipeline.benchmarks.laboratory import Laboratory, LaboratoryConfig, common
 from pipeline.benchmarks.loops import blocks, markdown, plot, summed_up
-from pipeline.benchmarks.results import save
+from pipeline.benchmarks.results import check_same, save
 from pipeline.recipes.settings_train import Architecture, GETModel, ViTModel
 
 VITS = {f"ViT {depth}": ViTModel(depth=depth) for depth in (3, 4, 6, 10)}
@@ -35,11 +38,15 @@ class FieldConfig(LaboratoryConfig):
         num_pairs: Training pairs, a part of the table each; 0 is all.
         learning_rates: Muon's, of which every contestant takes its best.
         contestants: Names to train; all by default.
+        extend: The field.json of an earlier comparison with the same settings. Its runs are taken
+            over, and learning rates that lost in it are not tried again: for more seeds, pairs,
+            contestants or rates.
     """
 
     num_pairs: tuple[int, ...] = (1024, 0)
     learning_rates: tuple[float, ...] = (0.01, 0.02, 0.04)
     contestants: tuple[str, ...] = tuple(CONTESTANTS)
+    extend: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse unknown contestants."""
@@ -54,9 +61,8 @@ class FieldConfig(LaboratoryConfig):
 def main(config: FieldConfig) -> None:
     """Train and measure what is missing; write a JSON file and a plot."""
     laboratory = Laboratory(config, f"field-{config.recipe}")
-    rates = {
-        contestant: best_rate(laboratory, config, contestant) for contestant in config.contestants
-    }
+    lost = {} if config.extend is None else taken_over(laboratory, config.extend)
+    rates = {name: best_rate(laboratory, config, name, lost) for name in config.contestants}
     runs = [
         measured(laboratory, contestant, rates[contestant], count, seed, config.max_train_steps)
         for seed, count, contestant in product(config.seeds, config.num_pairs, config.contestants)
@@ -67,15 +73,38 @@ def main(config: FieldConfig) -> None:
     print(markdown(result))
 
 
-def best_rate(laboratory: Laboratory, config: FieldConfig, contestant: str) -> float:
+def taken_over(laboratory: Laboratory, path: Path) -> dict[str, set[float]]:
+    """Write the runs of an earlier comparison into the folder; return which rates lost in it.
+
+    Raises:
+        InputError: If it has other settings.
+    """
+    earlier = read_json(path)
+    check_same(common(vars(laboratory.config)), common(earlier["settings"]), path)
+    for run in earlier["runs"]:
+        file = laboratory.folder / f"{run_name(**run)}.json"
+        if not file.exists():
+            write_json(file, run)
+    tried = {*earlier["settings"]["learning_rates"]}
+    return {name: tried - {best} for name, best in earlier["learning_rates"].items()}
+
+
+def best_rate(
+    laboratory: Laboratory, config: FieldConfig, contestant: str, lost: Mapping[str, set[float]]
+) -> float:
     """Return the learning rate that is best with the first seed and all pairs."""
+    steps, seed = config.max_train_steps, config.seeds[0]
     found = {
-        rate: measured(laboratory, contestant, rate, 0, config.seeds[0], config.max_train_steps)[
-            "best"
-        ]
+        rate: measured(laboratory, contestant, rate, 0, seed, steps)["best"]
         for rate in config.learning_rates
+        if rate not in lost.get(contestant, ())
     }
     return min(found, key=found.__getitem__)
+
+
+def run_name(contestant: str, learning_rate: float, num_pairs: int, seed: int, **_: Any) -> str:
+    """Return the name of a run's file."""
+    return f"{contestant.replace(' ', '-')}-lr{learning_rate:g}-pairs{num_pairs}-seed{seed}"
 
 
 def measured(
@@ -95,6 +124,6 @@ def measured(
         window_share=0.0,
         frechet_weight=0.0,
     )
-    name = f"{contestant.replace(' ', '-')}-lr{rate:g}-pairs{num_pairs}-seed{seed}"
+    name = run_name(contestant, rate, num_pairs, seed)
     run = laboratory.measured(name, settings, num_pairs)
     return {"contestant": contestant, "learning_rate": rate, "blocks": blocks(model), **run}

@@ -5,7 +5,7 @@ then, and judged at its best point by networks that did not choose this point. I
 file of its own, so that a comparison that was stopped goes on with the runs that are missing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -66,6 +66,12 @@ class LaboratoryConfig(BenchmarkConfig):
         )
 
 
+def common(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return those of a comparison's settings that all its runs have in common."""
+    names = (f.name for f in fields(LaboratoryConfig) if f.name not in ("seeds", "output_dir"))
+    return {name: str(settings[name]) for name in names}
+
+
 class Laboratory:
     """The pairs in memory, held-out noise, and the real images in every feature network."""
 
@@ -97,19 +103,13 @@ class Laboratory:
                 f"{len(held_out)}; write more, or set images lower"
             )
         self.held_out, self.pairs = held_out.as_floats(), self._read(range(last.start))
-        self._check_settings()
+        check_common(self.folder, common(vars(config)))
         self.networks = {
             path.name: RealFeatures(
                 path, evaluate.real_images, self.manifest.image_shape, torch.device("cpu")
             )
             for path in evaluate.feature_networks
         }
-
-    def _check_settings(self) -> None:
-        """Write what all runs in the folder have in common, or compare with what is there."""
-        common = {f.name: getattr(self.config, f.name) for f in fields(LaboratoryConfig)}
-        ours = {k: str(v) for k, v in common.items() if k not in ("seeds", "output_dir")}
-        check_common(self.folder, ours)
 
     def _read(self, shards: range) -> Pairs:
         return Pairs.cat([read_shard(self.config.pairs, i, self.manifest) for i in shards])

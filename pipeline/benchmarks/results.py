@@ -47,9 +47,17 @@ def check_common(folder: Path, ours: Mapping[str, str]) -> None:
     path = folder / "settings.json"
     if not path.exists():
         write_json(path, ours)
-    if (found := read_json(path)) != ours:
-        different = [f"{k} {found.get(k)}" for k in ours if found.get(k) != ours[k]]
+    check_same(ours, read_json(path), folder)
+
+
+def check_same(ours: Mapping[str, str], theirs: Mapping[str, str], place: Path) -> None:
+    """Refuse runs with other settings than ours.
+
+    Raises:
+        InputError: If theirs differ.
+    """
+    if different := [f"{k} {theirs.get(k)}" for k in ours if theirs.get(k) != ours[k]]:
         raise InputError(
-            f"expected runs with these settings in {folder}, got {', '.join(different)}; "
-            "choose another output_dir"
+            f"expected runs with these settings in {place}, got {', '.join(different)}; "
+            "give the same settings, or choose another place"
         )
