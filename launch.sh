@@ -19,8 +19,8 @@ Run it again: it skips what is finished and continues what was interrupted.
   RECIPE             digits; photos: colour patches of three photographs; equilibria: what a
                      table in docs/ compares; smoke: everything at its smallest; or your own
   --recipes FILE.py  your own recipes (CONTRIBUTING.md shows one for a folder of pictures)
-  --num_processes N  processes of the pair, training and sampling stages (default: one per GPU,
-                     else 1)
+  --num_processes N  processes of the pair, training and sampling stages (default: one per GPU;
+                     without one, 1, and for pairs one per core, 8 at most)
   --output_dir DIR   where everything goes (default: runs)
   --retrain_teacher  train the teacher anew instead of using the shipped one
 
@@ -127,6 +127,19 @@ run() {
     [[ -z $signal ]] || exit $((128 + signal))
     [[ $code -eq 0 ]] || exit "$code"
 }
+several() { # several N COMMAND: N jobs that share the work; the first one alone shows its progress
+    local number code=0 jobs=()
+    trap 'kill -TERM "${jobs[@]}" 2>/dev/null || true' INT TERM
+    for ((number = 0; number < $1; number++)); do
+        if [[ $number -eq 0 ]]; then "${@:2}" & else LOCAL_RANK=$number "${@:2}" > /dev/null & fi
+        jobs+=($!)
+    done
+    for number in "${jobs[@]}"; do
+        while kill -0 "$number" 2>/dev/null; do wait "$number" || true; done
+        wait "$number" || code=$?
+    done
+    return "$code"
+}
 
 if [[ $recipe == test && $cluster -eq 1 ]]; then
     run tests/cluster/install.sh "$python" .cluster
@@ -146,8 +159,9 @@ if [[ $recipe == test ]]; then
 fi
 
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
-[[ -n $processes ]] || processes=$((gpus > 0 ? gpus : 1))
 cores=$("$python" -c 'import os; f = getattr(os, "sched_getaffinity", None); print(len(f(0)) if f else os.cpu_count())')
+pair_jobs=${processes:-$((cores < 8 ? cores : 8))}
+[[ -n $processes ]] || processes=$((gpus > 0 ? gpus : 1))
 stage() { # stage NAME MODULE ARGUMENTS: one process
     local name=$1 began=$SECONDS; shift
     echo "== $name"
@@ -165,6 +179,13 @@ stage_each() { # the same in $processes processes
         ACCELERATE_USE_CPU=1 OMP_NUM_THREADS=$((cores > processes ? cores / processes : 1)) \
             run "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" -m "$@"
     fi
+    summary+="$(printf '%-24s %5d s' "$name" $((SECONDS - began)))"$'\n'
+}
+stage_pairs() { # the same; on a CPU, jobs of one thread write 1.6 times the pairs of one job of two
+    if [[ $gpus -gt 0 || $pair_jobs -eq 1 ]]; then stage_each "$@"; return; fi
+    local name=$1 began=$SECONDS; shift
+    echo "== $name ($pair_jobs processes)"
+    OMP_NUM_THREADS=1 run several "$pair_jobs" "$python" -m "$@"
     summary+="$(printf '%-24s %5d s' "$name" $((SECONDS - began)))"$'\n'
 }
 
@@ -187,7 +208,7 @@ elif [[ $teacher_do == check ]]; then
     run_recipe stage teacher pipeline.train_teacher "$recipe" --check --output_dir "$teacher"
 fi
 pairs=$output/pairs/$recipe
-run_recipe stage_each pairs pipeline.make_pairs "$recipe" --teacher "$teacher" --output_dir "$pairs"
+run_recipe stage_pairs pairs pipeline.make_pairs "$recipe" --teacher "$teacher" --output_dir "$pairs"
 runs=()
 for student in "${students[@]}"; do
     run_recipe stage_each "train $student" pipeline.train "$student" --pairs "$pairs" \

@@ -39,14 +39,16 @@ def main(config: PairsConfig) -> None:
 
     began = time.perf_counter()
     size = config.pairs_per_shard
-    shown = local_main() or tasks == 1
-    bar = cli.progress_bar(len(mine) * size, f"pairs {folder.name}", "pair", shown=shown)
+    name = f"pairs {folder.name}"
+    bar = cli.progress_bar(len(mine) * size, name, "pair", shown=local_main())
     written: list[ShardRecord] = []
+    made = 0
     with cli.Signals() as signals, bar, Claims(folder, len(shards)) as claims:
 
         def progress(count: int) -> None:
-            bar.total = (len(mine) - len(claims.others)) * size
-            bar.update(count)
+            nonlocal made
+            made += count
+            bar.update(made + len(claims.others) * size - bar.n)  # what other jobs do counts too
             if signals.received:  # the unfinished shard is deleted
                 bar.close()
                 signals.exit(signals.received, status(config))

@@ -6,11 +6,7 @@ are the pairs from the solution of their ODE? (fid.py measures their FID.) Like 
 number of jobs share the work. The exit code is 0 if everything is right and 1 if something is not.
 """
 
-import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
@@ -28,7 +24,8 @@ from data.teachers.teacher import Teacher
 from data.verify import compare_with_teacher, distance_to_finer, find_damage
 from get.errors import InputError
 from pipeline import cli
-from pipeline.jobs.processes import local_device, one_of_several
+from pipeline.jobs.pool import in_processes
+from pipeline.jobs.processes import local_device
 from pipeline.jobs.share import share
 from pipeline.recipes.settings_make import positive
 
@@ -81,8 +78,10 @@ def main(config: VerifyConfig) -> None:
         if shard > before + 1:
             problems[names_of(before + 1, shard - 1)] = "no record"
     mine = finished[task::tasks]
+    find = partial(find_damage, store, manifest=manifest)
+    found = in_processes(find, mine, config.jobs, "choose fewer --jobs")
     with cli.progress_bar(len(mine), "verify", "shard") as bar:
-        for shard, problem in zip(mine, damage(store, mine, manifest, config.jobs), strict=True):
+        for shard, problem in zip(mine, found, strict=True):
             if problem is not None:
                 problems[record_name(shard)] = problem
             bar.update()
@@ -108,28 +107,6 @@ def main(config: VerifyConfig) -> None:
             compare(config, store, manifest, teacher, chosen)
         if config.quality:
             judge(config, store, manifest, chosen)
-
-
-def damage(
-    store: Store, shards: Sequence[int], manifest: Manifest, jobs: int
-) -> Iterator[str | None]:
-    """Yield what is wrong with each shard, in their order; see `find_damage`."""
-    find = partial(find_damage, store, manifest=manifest)
-    if (jobs := min(jobs, len(shards))) <= 1:
-        yield from map(find, shards)
-        return
-    # Not forked: threads of torch do not survive that.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, one_of_several) as pool:
-        try:
-            yield from pool.map(find, shards)
-        except BrokenProcessPool:
-            raise cli.Failed(
-                f"expected {jobs} processes to check shards, got one that was killed, perhaps for "
-                "lack of memory; choose fewer --jobs"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that wait, after an error
 
 
 def names_of(first: int, last: int) -> str:

@@ -7,12 +7,7 @@ beyond. `collapse_run.py` watches one training, `unequal.py` makes the sets of i
 that was finished is not repeated. Writes collapse.json and collapse.png.
 """
 
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, fields
-from typing import Any
 
 from pipeline.analyses.collapse_run import Task, file_of, measured
 from pipeline.analyses.collapse_tables import plot, summary
@@ -20,8 +15,8 @@ from pipeline.analyses.compared import compare
 from pipeline.analyses.settings import CollapseConfig
 from pipeline.analyses.unequal import cells, training_set
 from pipeline.benchmarks.results import check_common, save
-from pipeline.cli import Failed, progress_bar
-from pipeline.jobs.processes import one_of_several
+from pipeline.cli import progress_bar
+from pipeline.jobs.pool import in_processes
 
 FREE = {
     *("output_dir", "seeds", "jobs", "full", "kinds"),
@@ -43,9 +38,11 @@ def main(config: CollapseConfig) -> None:
     ]
     for cell in cells(config):
         training_set(config, cell, seeds[0])  # what is wrong with the images is said now
+    missing = sum(not file_of(*task).exists() for task in tasks)
+    remedy = "choose fewer --jobs, and run the same command to continue"
     runs = []
     with progress_bar(len(tasks), "collapse", "training") as bar:
-        for run in finished(tasks, config.jobs):
+        for run in in_processes(measured, tasks, min(config.jobs, missing), remedy):
             runs.append(run)
             bar.update()
     settings = asdict(config) | {"classifier": config.classifier.name}
@@ -53,23 +50,3 @@ def main(config: CollapseConfig) -> None:
     result = save(config, "collapse", figures)
     plot(config.output_dir / "collapse.png", result)
     print(summary(result))
-
-
-def finished(tasks: list[Task], jobs: int) -> Iterator[dict[str, Any]]:
-    """Yield what every training shows; several are made at the same time."""
-    missing = [task for task in tasks if not file_of(*task).exists()]
-    if (jobs := min(jobs, len(missing))) <= 1:
-        yield from map(measured, tasks)
-        return
-    # Not forked: threads of torch do not survive that.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, one_of_several) as pool:
-        try:
-            yield from pool.map(measured, tasks)
-        except BrokenProcessPool:
-            raise Failed(
-                f"expected {jobs} processes to train, got one that was killed, perhaps for lack "
-                "of memory; choose fewer --jobs, and run the same command to continue"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that wait, after an error

@@ -1,11 +1,8 @@
 """The processes of a job: which one this is, its device, and whether all of them take part."""
 
-import multiprocessing
 import os
 import re
-import signal
 from collections.abc import Mapping
-from threading import Thread
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -66,14 +63,6 @@ def local_rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return the number of this process among those of its job on its machine."""
     numbers = (environment.get(name, "") for name in LOCAL_RANKS)
     return next((int(number) for number in numbers if re.fullmatch("[0-9]{1,9}", number)), 0)
-
-
-def one_of_several() -> None:
-    """Begin a process that helps another: one core, no Ctrl-C, and never without its parent."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if (parent := multiprocessing.parent_process()) is not None:
-        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def local_main() -> bool:
