@@ -115,29 +115,39 @@ def test_an_order_uses_every_pair_once_an_epoch():
 # ---------------------------------------------------------------- what a loop is worth
 
 
-def run(distance: float, once: int, looped: int = 0, times: int = 1) -> loops.Run:
+def run(distance: float, once: int, looped: int = 0, times: int = 1, seed: int = 0) -> loops.Run:
     shape = {"once": once, "looped": looped, "times": times}
-    return {"judges": {"b": distance, "c": distance}, "blocks": shape}
+    return {"judges": {"b": distance, "c": distance}, "blocks": shape, "seed": seed}
 
 
-def test_a_line_gives_depth_between_its_points_and_none_outside():
+def test_a_line_gives_depth_between_its_points_and_beyond():
     line = [(8, 1.0), (2, 4.0)]
-    assert loops.depth_worth(line, 2.0) == pytest.approx(4)
-    assert loops.depth_worth(line, 0.9) is None
-    assert loops.depth_worth(line, 4.1) is None
+    for depth in (1, 2, 4, 8, 16):
+        assert loops.depth_worth(line, 8 / depth) == pytest.approx(depth)
+    bent = [(1, 8.0), (2, 4.0), (8, 2.0)]
+    assert loops.depth_worth(bent, 2.0 * 2**0.5) == pytest.approx(4)
+    assert loops.depth_worth(bent, 16.0) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("phi", [0.0, 0.46, 1.0])
+@pytest.mark.parametrize("phi", [-0.3, 0.0, 0.46, 1.0])
 def test_phi_is_recovered_from_a_line_of_vits(phi: float):
-    line = [(depth, 100 / depth) for depth in (3, 4, 6, 10, 20)]
-    worth = 2 + 2 * 4**phi
-    assert loops.phi(run(100 / worth, 2, 2, 4), line) == pytest.approx(phi, abs=1e-9)
+    vits = [run(100 / depth, depth, seed=s) for depth in (3, 4, 6, 10) for s in (0, 1)]
+    gets = [run(100 / (2 + 2 * 4**phi), 2, 2, 4, s) for s in (0, 1)]
+    found = loops.phi_of(gets, vits)
+    assert [*found.values()] == pytest.approx([phi] * 3, abs=1e-9)
 
 
-def test_what_is_worth_less_than_its_own_blocks_or_does_not_loop_has_no_phi():
-    line = [(depth, 100 / depth) for depth in (1, 10)]
-    assert loops.phi(run(100 / 1.5, 2, 1, 4), line) is None
-    assert loops.phi(run(100 / 3, 2, 1, 1), line) is None
+def test_the_interval_is_that_of_all_choices_of_seeds():
+    vits = [run(100 / depth, depth, seed=s) for depth in (3, 10) for s in (0, 1)]
+    gets = [run(100 / (2 + 2 * 4**phi), 2, 2, 4, s) for s, phi in enumerate((0.0, 0.5))]
+    found = loops.phi_of(gets, vits)
+    assert (found["low"], found["high"]) == pytest.approx((0.0, 0.5), abs=1e-9)
+    assert 0 < found["mean"] < 0.5
+
+
+def test_what_is_worth_no_more_than_the_blocks_around_its_loop_has_no_phi():
+    vits = [run(100 / depth, depth) for depth in (1, 10)]
+    assert [*loops.phi_of([run(100 / 1.5, 2, 1, 4)], vits).values()] == [None] * 3
 
 
 # ---------------------------------------------------------------- ours and the published training

@@ -44,7 +44,7 @@ class FieldConfig(LaboratoryConfig):
     """
 
     num_pairs: tuple[int, ...] = (1024, 0)
-    learning_rates: tuple[float, ...] = (0.01, 0.02, 0.04)
+    learning_rates: tuple[float, ...] = (0.005, 0.01, 0.02, 0.04)
     contestants: tuple[str, ...] = tuple(CONTESTANTS)
     extend: Path | None = None
 

@@ -3,11 +3,12 @@
 A block that is iterated r times is worth r^phi blocks of their own (arXiv:2604.21106): 1 if it did
 as much as r different blocks, 0 if it did no more than one. ViTs of several depths say what a
 number of blocks of their own reaches; a GET is worth the depth at which that line has its figure.
+Both are means over seeds, and the interval is that of all choices of as many seeds with repetition.
 """
 
 import math
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -39,25 +40,43 @@ def evaluated(run: Run) -> int:
     return shape["once"] + shape["looped"] * shape["times"]
 
 
-def depth_worth(line: list[tuple[int, float]], distance: float) -> float | None:
-    """Return the depth at which a line of (depth, distance) has this distance; None outside it.
+def depth_worth(line: list[tuple[int, float]], distance: float) -> float:
+    """Return the depth at which a line of (depth, distance) has this distance.
 
-    The line is straight between its points in logarithms of both.
+    The line is straight between its points in logarithms of both, and goes on beyond its ends.
     """
     points = [(math.log(depth), math.log(d)) for depth, d in sorted(line)]
-    y = math.log(distance)
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if min(y0, y1) <= y <= max(y0, y1) and y0 != y1:
-            return math.exp(x0 + (x1 - x0) * (y - y0) / (y1 - y0))
-    return None
+    y, pairs = math.log(distance), [*pairwise(points)]
+    spans = [pair for pair in pairs if pair[1][1] <= y]  # from the first that reaches it
+    (x0, y0), (x1, y1) = spans[0] if spans else pairs[-1]
+    return math.exp(x0 + (x1 - x0) * (y - y0) / (y1 - y0))
 
 
-def phi(run: Run, line: list[tuple[int, float]]) -> float | None:
-    """Return phi such that the run is worth once + looped * times^phi blocks of their own."""
-    shape, worth = run["blocks"], depth_worth(line, figure(run))
-    if shape["times"] == 1 or worth is None or worth <= shape["once"]:
+def phi(blocks: dict[str, int], worth: float) -> float | None:
+    """Return phi such that worth = once + looped * times^phi; None if that is not even once."""
+    if worth <= blocks["once"]:
         return None
-    return math.log((worth - shape["once"]) / shape["looped"]) / math.log(shape["times"])
+    return math.log((worth - blocks["once"]) / blocks["looped"]) / math.log(blocks["times"])
+
+
+def phi_of(runs: list[Run], vits: list[Run]) -> dict[str, Any]:
+    """Return phi of a GET's runs by the mean figures, and its interval over choices of seeds."""
+    seeds = sorted({run["seed"] for run in runs})
+    by_seed = {run["seed"]: figure(run) for run in runs}
+    depths: dict[int, dict[int, float]] = {}
+    for vit in vits:
+        depths.setdefault(evaluated(vit), {})[vit["seed"]] = figure(vit)
+
+    def of(chosen: Iterable[int]) -> float | None:
+        chosen = [*chosen]
+        line = [(depth, mean(of[s] for s in chosen)) for depth, of in depths.items()]
+        return phi(runs[0]["blocks"], depth_worth(line, mean(by_seed[s] for s in chosen)))
+
+    found = sorted(
+        (of(chosen) for chosen in product(seeds, repeat=len(seeds))),
+        key=lambda x: -math.inf if x is None else x,
+    )
+    return {"mean": of(seeds), "low": found[0], "high": found[-1]}
 
 
 def summed_up(runs: list[Run]) -> list[dict[str, Any]]:
@@ -73,15 +92,11 @@ def summed_up(runs: list[Run]) -> list[dict[str, Any]]:
 
 def _row(seeds: list[Run], vits: list[Run]) -> dict[str, Any]:
     """Sum up the seeds of a contestant, beside the ViTs of the same pairs and seeds."""
-    first, phis, ratios, worths = seeds[0], [], [], []
+    first, ratios = seeds[0], []
     for run in seeds:
-        beside = [vit for vit in vits if vit["seed"] == run["seed"]]
-        line = [(evaluated(vit), figure(vit)) for vit in beside]
-        worths.append(depth_worth(line, figure(run)))
-        phis.append(phi(run, line))
-        equal = [figure(vit) for vit in beside if evaluated(vit) == evaluated(run)]
-        ratios += [figure(run) / one for one in equal]
-    known = [x for x in phis if x is not None]
+        equal = [v for v in vits if v["seed"] == run["seed"] and evaluated(v) == evaluated(run)]
+        ratios += [figure(run) / figure(vit) for vit in equal]
+    loops = first["blocks"]["looped"] and first["blocks"]["times"] > 1
     return {
         **{key: first[key] for key in ("contestant", "num_pairs", "parameters", "macs", "blocks")},
         "learning_rate": first["learning_rate"],
@@ -89,10 +104,7 @@ def _row(seeds: list[Run], vits: list[Run]) -> dict[str, Any]:
         "distance": [figure(run) for run in seeds],
         "judges": {name: [run["judges"][name] for run in seeds] for name in first["judges"]},
         "l1_to_teacher": [run["l1_to_teacher"] for run in seeds],
-        "worth_blocks": worths,
-        "phi": {"seeds": phis, "mean": mean(known), "min": min(known), "max": max(known)}
-        if known
-        else None,
+        "phi": phi_of(seeds, vits) if loops and len(vits) > len(seeds) else None,
         "over_vit_of_equal_macs": {"mean": mean(ratios), "worst": max(ratios)} if ratios else None,
     }
 
@@ -106,7 +118,7 @@ def markdown(result: dict[str, Any]) -> str:
     """Return a table with a line per contestant and number of pairs."""
     header = [
         *("pairs", "model", "parameters", "MACs per image", "FD in the judges: mean, worst"),
-        *("L1 to the teacher", "over the ViT of equal MACs: mean, worst", "phi: mean (range)"),
+        *("L1 to the teacher", "over the ViT of equal MACs: mean, worst", "phi (interval)"),
     ]
     lines = [header]
     for row in result["rows"]:
@@ -121,12 +133,16 @@ def markdown(result: dict[str, Any]) -> str:
                 f"{mean(row['distance']):.3f}, {max(row['distance']):.3f}",
                 f"{mean(row['l1_to_teacher']):.4f}",
                 "-" if is_vit or ratio is None else f"{ratio['mean']:.2f}x, {ratio['worst']:.2f}x",
-                "-"
-                if worth is None
-                else f"{worth['mean']:.2f} ({worth['min']:.2f} to {worth['max']:.2f})",
+                "-" if worth is None else phi_text(worth),
             ]
         )
     return markdown_table(lines)
+
+
+def phi_text(worth: dict[str, float | None]) -> str:
+    """Return phi and its interval; what is worth less than the blocks around its loop has none."""
+    mean_, low, high = ("none" if x is None else f"{x:.2f}" for x in worth.values())
+    return f"{mean_} ({low} to {high})"
 
 
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
