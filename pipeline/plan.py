@@ -24,6 +24,7 @@ from data.shard_memory import room
 from data.store import open_store
 from get.errors import InputError
 from get.losses import NETWORKS
+from pipeline.jobs.averages import MOST
 from pipeline.jobs.checkpoints import latest
 from pipeline.jobs.run import finished
 from pipeline.jobs.run_json import flat
@@ -89,11 +90,13 @@ def demands(config: PlanConfig, cost: StepCost) -> list[str]:
         f"  work: {macs:,} MACs per step, forward and backward{limits}; "
         f"{macs * config.max_train_steps:.2e} in all",
         f"  memory of a process (estimate): {size_of(cost.total(processes))} = weights "
-        f"{size_of(cost.weights)} + their average {size_of(cost.weights)} + moments "
-        f"{size_of(cost.moments)} + batch {size_of(cost.batch)}{ddp} + peak of a step "
+        f"{size_of(cost.weights)} + their averages {size_of(cost.weights + cost.averages)} + "
+        f"moments {size_of(cost.moments)} + batch {size_of(cost.batch)}{ddp} + peak of a step "
         f"{size_of(cost.peak)}",
         f"    of that peak: gradients {size_of(cost.gradients)}, activations kept for the "
         f"backward pass {size_of(cost.kept)} ({samples} samples at once)",
+        f"    in host memory too, of the main process: {size_of(cost.copy)}, a copy of weights, "
+        "averages and moments from which checkpoints are written",
     ]
 
 
@@ -115,11 +118,13 @@ def data(config: PlanConfig, pairs: PairsOnDisk, total: int) -> list[str]:
 def disk(config: PlanConfig, cost: StepCost) -> str:
     """Return the space that checkpoints and result need, and what is free."""
     kept, space = config.checkpoints_total_limit, free(config.output_dir)
-    need = cost.checkpoint * (kept + 1) + cost.weights
+    averages = MOST * cost.averages // 2  # float16
+    need = cost.checkpoint * (kept + 1) + cost.weights + averages
     lack = "" if need <= space else ": TOO LITTLE; choose another output_dir"
     return (
         f"  checkpoints: {size_of(need)} = {kept} kept and 1 being written of "
-        f"{size_of(cost.checkpoint)} + the result (without a VAE); free {size_of(space)}{lack}"
+        f"{size_of(cost.checkpoint)} + averages/ {size_of(averages)} + the result (without a VAE); "
+        f"free {size_of(space)}{lack}"
     )
 
 

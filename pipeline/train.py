@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -86,8 +87,10 @@ def main(config: TrainConfig) -> None:
     # ---- what watches and what is saved
     skipped = Skipped() if config.skip_damaged_shards else None
     validation = Validation(config, manifest, order, accelerator, skipped)
-    pipeline = GETPipeline(average, find_vae(config, manifest))
-    pipeline.set_progress_bar_config(disable=True)
+    vae = find_vae(config, manifest)
+
+    def save(folder: Path, averaged: Student) -> None:
+        GETPipeline(averaged, vae).save_pretrained(folder)
 
     with Run(config, accelerator, record(sets, order), batch=order.indices) as run:
         start_trackers(accelerator, config)
@@ -103,7 +106,7 @@ def main(config: TrainConfig) -> None:
             damaged=skipped,
             limit=None if config.shard_memory is None else int(config.shard_memory * 2**30),
         )
-        for number in run.steps(start, state, pipeline.save_pretrained):
+        for number in run.steps(start, state, save):
             batch = next(loader).to(accelerator.device)
             run.record(number, **train_step(batch, number))
             done = number + 1

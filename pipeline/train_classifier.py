@@ -55,7 +55,9 @@ def main(config: ClassifierConfig) -> None:
 
     with Run(config, accelerator) as run:
         start = run.restore(updates.state)
-        for step in run.steps(start, updates.state, updates.average.save_pretrained):
+        for step in run.steps(
+            start, updates.state, lambda folder, model: model.save_pretrained(folder)
+        ):
             generator = torch.Generator().manual_seed(step_seed(config.seed, step))
             chosen = torch.randint(len(images), (config.global_batch_size,), generator=generator)
             batch = augment(images[chosen], config.background, generator)

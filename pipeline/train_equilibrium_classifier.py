@@ -35,7 +35,9 @@ def main(config: ImageClassifierConfig) -> None:
     updates = training.updates
     with Run(config, accelerator) as run:
         start = run.restore(updates.state)
-        for step in run.steps(start, updates.state, updates.average.save_pretrained):
+        for step in run.steps(
+            start, updates.state, lambda folder, model: model.save_pretrained(folder)
+        ):
             run.record(step, **training(step))
         if not (run.path / "card.json").exists():
             held_out = real_images(config.train_data_dir, "held_out")

@@ -64,7 +64,7 @@ def train(config: TeacherConfig, accelerator: Accelerator) -> None:
         )
         start = run.restore(updates.state)
         for step in run.steps(
-            start, updates.state, lambda folder: save(folder, updates.average, config, sigma_data)
+            start, updates.state, lambda folder, unet: save(folder, unet, config, sigma_data)
         ):
             generator = torch.Generator().manual_seed(step_seed(config.seed, step))
             chosen = torch.randint(len(images), (config.global_batch_size,), generator=generator)

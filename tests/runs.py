@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from .processes import At
+
 STEPS, EVERY = 12, 4  # a checkpoint every so many steps
 SMALL = (
     *("--max_train_steps", STEPS, "--checkpointing_steps", EVERY, "--validation_steps", EVERY),
@@ -11,6 +13,14 @@ SMALL = (
     *("--feature_network", None, "--real_images", None),
 )
 WEIGHTS = "model/diffusion_pytorch_model.safetensors"
+
+
+def writing(step: int) -> At:
+    """Return a moment at which a checkpoint is half written and those before it are whole.
+
+    Checkpoints are written beside the next steps, so in a step nobody knows.
+    """
+    return At("os.mkdir", f"*/.checkpoint-{step}.*/state")
 
 
 def contents(run: Path) -> dict[str, object]:

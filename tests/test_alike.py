@@ -31,7 +31,7 @@ def run(
         with Run(config(folder), accelerator) as opened:
             spoil(-1, weights)
             start = opened.restore(state)
-            for step in opened.steps(start, state, lambda folder: None):
+            for step in opened.steps(start, state, lambda folder, model: None):
                 spoil(step, weights)
     except (InputError, Failed) as error:
         return f"{type(error).__name__}: {error}"

@@ -10,8 +10,8 @@ from data.manifest import read_manifest
 from pipeline.recipes import RECIPES
 from pipeline.training.data_sets import DataSet, build_order
 
-from .processes import At, Script, completed
-from .runs import assert_same, checkpoints, metrics
+from .processes import Script, completed
+from .runs import assert_same, checkpoints, metrics, writing
 from .shards import PAIRS, write_pairs
 
 SMOKE = replace(RECIPES["smoke"].students["smoke"], streams=None)
@@ -31,7 +31,7 @@ def recorded(run: Path) -> int:
 def test_five_shards_train_and_resume_with_the_same_bits(train, pairs, tmp_path):
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     completed(train(undisturbed, "--pairs", pairs, *CHOSEN))
-    train(run, "--pairs", pairs, *CHOSEN, at=At("get.step", "7"))
+    train(run, "--pairs", pairs, *CHOSEN, at=writing(8))
     assert checkpoints(run) == [4]
     completed(train(run, "--pairs", pairs, *CHOSEN))
     assert recorded(run) == recorded(undisturbed) == 4
@@ -42,7 +42,7 @@ def test_a_run_keeps_its_streams_on_another_number_of_processes(train, pairs, tm
     alone, run = tmp_path / "alone", tmp_path / "run"
     command = run, "--pairs", pairs, "--global_batch_size", 20, *CHOSEN
     completed(train(alone, *command[1:]))
-    train(*command, at=At("get.step", "7"))
+    train(*command, at=writing(8))
     assert recorded(run) == 5
     completed(train(*command, processes=2))  # alone they would have chosen 4
     assert recorded(run) == 5

@@ -17,8 +17,8 @@ from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.step import TrainingStep
 
 from .problems import seeded, tiny_get
-from .processes import At, completed
-from .runs import assert_same, checkpoints, metrics
+from .processes import completed
+from .runs import assert_same, checkpoints, metrics, writing
 
 DIMENSIONS = 4  # images of 2x2 pixels are their own features
 
@@ -128,7 +128,7 @@ def test_a_killed_training_with_the_distance_ends_with_the_same_bits(
 ):
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     completed(train(undisturbed, "--pairs", pairs, *frechet))
-    killed = train(run, "--pairs", pairs, *frechet, at=At("get.step", "9"))
+    killed = train(run, "--pairs", pairs, *frechet, at=writing(12))
     assert (killed.codes, checkpoints(run)) == ([-signal.SIGKILL], [4, 8])
     completed(train(run, "--pairs", pairs, *frechet))
     assert_same(run, undisturbed)

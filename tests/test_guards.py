@@ -12,8 +12,8 @@ from data.order import Order
 from data.reader import read_shard
 
 from .problems import Softsign
-from .processes import At, Script, completed
-from .runs import STEPS, assert_same, checkpoints, contents, metrics
+from .processes import Script, completed
+from .runs import STEPS, assert_same, checkpoints, contents, metrics, writing
 from .shards import PAIRS, write_pairs
 
 
@@ -73,7 +73,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(
     file_bytes, train, pairs, undisturbed, tmp_path
 ):
     run = tmp_path / "run"
-    train(run, "--pairs", pairs, at=At("get.step", "6"))
+    train(run, "--pairs", pairs, at=writing(8))
     full = train(run, "--pairs", pairs, file_bytes=file_bytes)
     assert full.codes == [1]
     last = full.err.splitlines()[-1]

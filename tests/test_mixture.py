@@ -22,8 +22,8 @@ from data.shard_memory import decoded_bytes
 from get.errors import InputError
 
 from .problems import Softsign
-from .processes import At, Script, completed
-from .runs import assert_same, checkpoints
+from .processes import Script, completed
+from .runs import assert_same, checkpoints, writing
 from .shards import IN_PROCESSES, SHARDS, order, read, same, write_pairs
 from .shards import folder as folder
 from .test_loader_workers import alive
@@ -198,7 +198,7 @@ def test_two_data_sets_train_resume_with_the_same_bits_and_are_recorded(
     given = "--pairs", one, two, "--pairs_weights", 3, 1, "--shuffle", "fine"
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     completed(train(undisturbed, *given))
-    train(run, *given, at=At("get.step", "7"))
+    train(run, *given, at=writing(8))
     assert checkpoints(run) == [4]
     completed(train(run, *given))
     assert_same(run, undisturbed)

@@ -43,6 +43,7 @@ WAYS = {
     "window": replace(SMOKE, window_share=0.5),
     "penalty": replace(SMOKE, jacobian_weight=1.0),
     "micro-steps": replace(SMOKE, gradient_accumulation_steps=2),
+    "averages": replace(SMOKE, ema_sigma_rel=(0.05, 0.1)),
     "vit": replace(SMOKE, model=ViTModel()),
 }
 

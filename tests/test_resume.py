@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from .processes import MANY, At, Script, completed
-from .runs import STEPS, WEIGHTS, assert_same, checkpoints, contents, metrics
+from .runs import STEPS, WEIGHTS, assert_same, checkpoints, contents, metrics, writing
 
 
 @pytest.fixture(scope="module")
@@ -30,29 +30,31 @@ def step(number: int) -> At:
 
 # ---------------------------------------------------------------- kill -9
 
+# Moments and the checkpoints that may be there then.
 MOMENTS = {
-    "before its settings are written": (At("os.rename", "*/run.json"), []),
-    "before the first checkpoint": (step(3), []),
-    "inside a step": (step(7), [4]),
-    "before a line of metrics": (At("open", "*/metrics.jsonl", count=6), [4]),
-    "inside a checkpoint": (At("os.mkdir", "*/.checkpoint-8.*/state"), [4]),
-    "at the end of a checkpoint": (At("os.rename", "*/.checkpoint-8.*/state/state.json"), [4]),
-    "before a checkpoint's rename": (At("os.rename", "*/checkpoint-8"), [4]),
-    "before an old one is deleted": (At("os.rename", "*/checkpoint-4", count=2), [4, 8, 12]),
-    "while an old one is deleted": (At("shutil.rmtree", "*/.checkpoint-4.*"), [8, 12]),
-    "after the last step": (At("shutil.copyfile", "*"), [8, 12]),
-    "inside the result": (At("shutil.copyfile", "*", count=2), [8, 12]),
-    "before it is called finished": (At("os.rename", "*/finished.json"), [8, 12]),
+    "before its settings are written": (At("os.rename", "*/run.json"), [[]]),
+    "before the first checkpoint": (step(3), [[]]),
+    "inside a step": (step(7), [[], [4]]),
+    "before a line of metrics": (At("open", "*/metrics.jsonl", count=6), [[], [4]]),
+    "inside a checkpoint": (writing(8), [[4]]),
+    "at the end of a checkpoint": (At("os.rename", "*/.checkpoint-8.*/state/state.json"), [[4]]),
+    "before a checkpoint's rename": (At("os.rename", "*/checkpoint-8"), [[4]]),
+    "before an old one is deleted": (At("os.rename", "*/checkpoint-4", count=2), [[4, 8, 12]]),
+    "while an old one is deleted": (At("shutil.rmtree", "*/.checkpoint-4.*"), [[8, 12]]),
+    "after the last step": (At("shutil.copyfile", "*"), [[8, 12]]),
+    "inside the result": (At("shutil.copyfile", "*", count=2), [[8, 12]]),
+    "before it is called finished": (At("os.rename", "*/finished.json"), [[8, 12]]),
 }
 
 
-@pytest.mark.parametrize(("at", "kept"), MOMENTS.values(), ids=MOMENTS)
+@pytest.mark.parametrize(("at", "possible"), MOMENTS.values(), ids=MOMENTS)
 def test_a_training_killed_at_a_bad_moment_ends_with_the_same_bits(
-    at, kept, train, pairs, undisturbed, tmp_path
+    at, possible, train, pairs, undisturbed, tmp_path
 ):
     run = tmp_path / "run"
     assert train(run, "--pairs", pairs, at=at).codes == [-signal.SIGKILL]
-    assert checkpoints(run) == kept
+    kept = checkpoints(run)
+    assert kept in possible
     assert not (run / "finished.json").exists()
     if (lines := run / "metrics.jsonl").exists():
         lines.write_text(lines.read_text() + '{"step": 9, "lo')  # killed as it wrote this
@@ -142,7 +144,7 @@ def test_another_number_of_processes_goes_on_and_is_reported(
     before, train, pairs, undisturbed, tmp_path
 ):
     run, now = tmp_path / "run", 3 - before
-    train(run, "--pairs", pairs, at=step(7), processes=before)
+    train(run, "--pairs", pairs, at=writing(8), processes=before)
     shown = completed(train(run, "--pairs", pairs, processes=now)).out
     assert f"continuing at step 4 of {STEPS}, on {now} processes instead of {before}\n" in shown
     assert_close(run, undisturbed[1])
@@ -192,7 +194,7 @@ def weights(run: Path, step: int) -> torch.Tensor:
 
 def test_other_settings_are_refused_in_one_line_or_hold_from_the_next_step(train, pairs, tmp_path):
     run, same = tmp_path / "run", tmp_path / "same"
-    train(run, "--pairs", pairs, at=step(7))
+    train(run, "--pairs", pairs, at=writing(8))
     before = contents(run)
     refused = train(run, "--pairs", pairs, "--model.width", 16, "--learning_rate", 1e-4)
     assert (refused.codes, refused.err.count("\n")) == ([2], 1)

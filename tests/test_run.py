@@ -20,7 +20,8 @@ from data.files import read_json, write_json
 from get.errors import InputError
 from get.noise import step_seed
 from pipeline.cli import Failed
-from pipeline.jobs.checkpoints import TrainState, latest
+from pipeline.jobs.checkpoints import latest
+from pipeline.jobs.host_copy import TrainState
 from pipeline.jobs.run import Run, finished
 from pipeline.recipes.settings_make import TrainingConfig
 
@@ -37,7 +38,8 @@ def fresh_state() -> TrainState:
     model = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters(), 0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 ** (step // 2))
-    return TrainState({"model": model}, {"optimizer": optimizer}, (scheduler,))
+    modules = {"model": model, "ema": nn.Linear(3, 2)}
+    return TrainState(modules, {"optimizer": optimizer}, (scheduler,))
 
 
 def train(
@@ -48,7 +50,9 @@ def train(
     model = state.modules["model"]
     with Run(settings, Accelerator()) as run:
         start = run.restore(state)
-        for step in run.steps(start, state, lambda folder: write_json(folder / "result.json", 1)):
+        for step in run.steps(
+            start, state, lambda folder, _: write_json(folder / "result.json", 1)
+        ):
             generator = torch.Generator().manual_seed(step_seed(settings.seed, step))
             loss = model(torch.randn(8, 3, generator=generator)).square().mean()
             loss = loss + (at_step(step) or 0.0)

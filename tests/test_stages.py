@@ -15,7 +15,7 @@ from pipeline.jobs.card import check_card
 
 from .problems import tiny_get
 from .processes import At, completed
-from .runs import WEIGHTS, metrics
+from .runs import WEIGHTS, metrics, writing
 
 
 def test_make_pairs_writes_complete_shards_once(smoke_pairs, here):
@@ -81,7 +81,7 @@ def test_train_measures_a_small_fid_if_real_images_are_given(
 def test_train_killed_and_interrupted_ends_with_the_same_bits(smoke, smoke_pairs, tmp_path, script):
     run = tmp_path / "run"
     command = "pipeline.train", "smoke", "--pairs", smoke_pairs, "--output_dir", run
-    killed = script(*command, at=At("get.step", "12"))
+    killed = script(*command, at=writing(20))
     assert killed.code == -signal.SIGKILL
     assert not (run / "finished.json").exists()
     stopped = script(*command, at=At("get.step", "14"), number=signal.SIGINT)

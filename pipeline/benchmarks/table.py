@@ -9,6 +9,7 @@ modes    every way of training a GET
 ours     our training compared with the published one, both searched, three seeds
 photograph  the same for an equilibrium network that fits a picture
 reader   pairs per second of our reader and of webdataset's
+saving   how long the step takes that saves a checkpoint
 scale    what a job and a training do before their work on 100,000 shards
 solvers  time and memory of our solvers and of torchdeq's
 train    training steps compared with the machine's matmul rate and with torchdeq
@@ -31,6 +32,7 @@ from pipeline.benchmarks import (
     ours,
     photograph,
     reader,
+    saving,
     scale,
     solvers,
     train,
@@ -75,6 +77,7 @@ BENCHMARKS = {
         "Skipping small changes: a network that is a picture",
     ),
     "reader": Benchmark(reader.ReaderConfig(), reader.main),
+    "saving": Benchmark(saving.SavingConfig(), saving.main, saving.markdown),
     "scale": Benchmark(scale.ScaleConfig(), scale.main, scale.markdown),
     "solvers": Benchmark(solvers.SolversConfig(), solvers.main, solvers.markdown),
     "train": Benchmark(train.TrainBenchmarkConfig(), train.main, train.markdown),

@@ -13,6 +13,10 @@ export          a student to a folder that needs diffusers only, torch.export, O
                 (pipeline/jobs/export.py)
 export_pairs    a data set to the layout of NVlabs FastGen or locuslab/get
                 (data/other_layouts.py)
+
+and a run of ours to another result:
+
+ema             averaged weights of another length (pipeline/jobs/averages.py)
 """
 
 from collections.abc import Callable
@@ -21,7 +25,7 @@ from typing import Any, NamedTuple, Protocol
 
 import tyro
 
-from pipeline.conversions import edm, export, export_pairs, get_checkpoint, get_pairs
+from pipeline.conversions import edm, ema, export, export_pairs, get_checkpoint, get_pairs
 
 
 class ConversionConfig(Protocol):
@@ -53,6 +57,7 @@ CONVERSIONS = {
         get_checkpoint.CheckpointConversion(file=tyro.MISSING, **NEW), get_checkpoint.main
     ),
     "export": Conversion(export.ExportConversion(model=tyro.MISSING, **NEW), export.main),
+    "ema": Conversion(ema.EmaConversion(run=tyro.MISSING, sigma_rel=tyro.MISSING, **NEW), ema.main),
     "export_pairs": Conversion(
         export_pairs.PairsExport(pairs=tyro.MISSING, **NEW), export_pairs.main
     ),

@@ -5,41 +5,28 @@
                                      moments (state.py), and state.json: steps, seconds, processes
 
 The learning rate is a function of the settings and the step, as is everything random, so neither
-schedules nor random states are kept. See run.py for the rest of a run folder.
+schedules nor random states are kept. They are written beside the steps, from a copy of the state
+(host_copy.py). See run.py for the rest of a run folder.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from data.files import hidden_path, new_folder, write_json
 from get.errors import InputError
-from pipeline.jobs.state import load_moments, save_moments
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """Everything a training step changes.
-
-    Attributes:
-        modules: Raw and averaged weights, by the name of their file.
-        optimizers: By the name of the file of their moments.
-        schedulers: One for each optimiser.
-    """
-
-    modules: Mapping[str, nn.Module]
-    optimizers: Mapping[str, Optimizer]
-    schedulers: tuple[LambdaLR, ...]
+from pipeline.jobs import averages
+from pipeline.jobs.host_copy import HostCopy, TrainState
+from pipeline.jobs.state import load_moments
+from pipeline.recipes.settings_make import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -75,33 +62,33 @@ def name_latest(run: Path) -> str:
 
 
 def save_checkpoint(
-    run: Path,
-    state: TrainState,
+    config: TrainingConfig,
+    state: HostCopy,
     progress: Progress,
-    save_result: Callable[[Path], object],
-    limit: int,
+    save_result: Callable[[Path, Any], object],
 ) -> None:
-    """Write a checkpoint; once it is complete, delete all but the newest `limit`.
+    """Write a checkpoint; once it is complete, delete all but the newest.
 
     Args:
-        run: The run folder.
-        state: What the next steps need.
-        progress: How far the run has come.
-        save_result: Writes the result as a loadable folder.
-        limit: Number of checkpoints kept.
+        config: The settings of the run.
+        state: What the next steps need, as it was.
+        progress: How far the run had come then.
+        save_result: Writes the averaged model, which it gets, as a loadable folder.
 
     Raises:
         OSError: If it cannot be written; older checkpoints are left as they are.
     """
+    state.wait()
+    run, every = config.output_dir, config.checkpointing_steps
     try:
+        if progress.step % every == 0 or progress.step == config.max_train_steps:
+            averages.save(run, progress.step, state.averages, every)
         with new_folder(run / "checkpoints" / f"checkpoint-{progress.step}") as checkpoint:
-            save_result(checkpoint)
+            save_result(checkpoint, state.average)
             folder = checkpoint / "state"
             folder.mkdir()
-            for name, module in state.modules.items():
-                save_file(module.state_dict(), folder / f"{name}.safetensors")
-            for name, optimizer in state.optimizers.items():
-                save_moments(folder / f"{name}.safetensors", optimizer.state_dict()["state"])
+            for name, tensors in state.files.items():
+                save_file(tensors, folder / f"{name}.safetensors")
             write_json(folder / "state.json", vars(progress))
     except SafetensorError as error:  # its form for a full disk: "... (os error 28)"
         number = re.search(r"os error (\d+)", str(error))
@@ -109,7 +96,7 @@ def save_checkpoint(
             raise
         code = int(number[1])
         raise OSError(code, os.strerror(code), str(run / "checkpoints")) from error
-    prune(run, limit)
+    prune(run, config.checkpoints_total_limit)
 
 
 def prune(run: Path, limit: int) -> None:

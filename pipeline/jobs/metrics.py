@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data.files import new_file, write_json
 from pipeline import cli
+from pipeline.jobs.beside import Beside
 from pipeline.jobs.checkpoints import name_latest
 from pipeline.recipes.settings_make import TrainingConfig
 
@@ -44,7 +45,8 @@ class Metrics:
         self,
         config: TrainingConfig,
         accelerator: Accelerator,
-        batch: Callable[[int], list[int]] | None = None,
+        batch: Callable[[int], list[int]] | None,
+        writer: Beside,
     ) -> None:
         """Prepare the metrics of the run in `config.output_dir`.
 
@@ -52,7 +54,9 @@ class Metrics:
             config: The settings of the run.
             accelerator: Of the processes that work on it.
             batch: Returns the samples that a step uses, for the report of a step that failed.
+            writer: Of checkpoints; a report waits for the one that is being written.
         """
+        self.writer = writer
         self.config, self.accelerator, self.batch = config, accelerator, batch
         self.path, self.speed = (config.output_dir / f"{x}.jsonl" for x in ("metrics", "speed"))
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
@@ -141,6 +145,7 @@ class Metrics:
             if self.accelerator.is_main_process:
                 write_json(path, {"step": step + 1, "values": values, "pairs": indices})
             samples = f" (pairs {', '.join(map(str, indices[:4]))}, ...: all are in {path})"
+        self.writer.settle()
         raise cli.Failed(
             f"expected finite values, got {shown} in step {step + 1}{samples}; "
             f"{name_latest(self.config.output_dir)}; try a lower learning_rate"

@@ -3,6 +3,7 @@
     run.json              settings and versions, see run_json.py
     metrics.jsonl         a line for every logged step, see metrics.py
     checkpoints/          see checkpoints.py
+    averages/             of the weights, from which others can be made, see averages.py
     samples/              grids made during training
     finished.json         written last: the run is complete and its result is in this folder
 
@@ -15,8 +16,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -26,16 +28,17 @@ from tqdm import tqdm
 from data.files import delete_leftovers, new_file, write_json
 from get.errors import InputError
 from pipeline import cli
-from pipeline.jobs import flock
+from pipeline.jobs import averages, flock
+from pipeline.jobs.beside import Beside
 from pipeline.jobs.checkpoints import (
     Progress,
-    TrainState,
     latest,
     load_checkpoint,
     name_latest,
     prune,
     save_checkpoint,
 )
+from pipeline.jobs.host_copy import HostCopy, TrainState
 from pipeline.jobs.metrics import Metrics
 from pipeline.jobs.run_json import keep_settings
 from pipeline.recipes.settings_make import TrainingConfig
@@ -66,7 +69,8 @@ class Run:
         """
         self.config, self.accelerator, self.data = config, accelerator, data
         self.path = config.output_dir
-        self.metrics = Metrics(config, accelerator, batch)
+        self.writer = Beside()  # of checkpoints
+        self.metrics = Metrics(config, accelerator, batch, self.writer)
         self.seconds = 0.0  # spent in steps, over all processes that worked on this run
 
     # ------------------------------------------------------------------ open and close
@@ -85,16 +89,22 @@ class Run:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Unlock the folder; if the disk is full, say which checkpoint is safe."""
+        """Wait for the writer, unlock the folder; if the disk is full, say which state is safe."""
+        unsaved = self.writer.end()
         for tracker in self.accelerator.trackers:
             tracker.finish()
         if self.accelerator.is_main_process:
             self._lock.close()
+        if error is not None and unsaved is not None:
+            self.say(f"{name_latest(self.path)}; a later one could not be written: {unsaved}")
+        error = error or unsaved
         if isinstance(error, OSError) and error.errno in cli.RESOURCE_ERRORS:
             raise cli.Failed(
                 f"expected to write {error.filename or self.path}, got: {error.strerror}; "
                 f"{name_latest(self.path)}; mend that and run the same command to continue"
             ) from error
+        if unsaved is not None and error is unsaved:
+            raise unsaved
 
     def _take_over(self) -> None:
         flock.take(self._lock, self.path)
@@ -108,18 +118,21 @@ class Run:
 
     # ------------------------------------------------------------------ the steps
 
-    def steps(self, start: int, state: TrainState, save: Callable[[Path], object]) -> Iterator[int]:
+    def steps(
+        self, start: int, state: TrainState, save: Callable[[Path, Any], object]
+    ) -> Iterator[int]:
         """Yield the numbers of the remaining steps, counted from 0.
 
-        Checkpoints are written between them and the result after the last one. After a signal the
-        state is saved and the script exits with 128 + signal.
+        Checkpoints are copied between them, written beside the next ones, and the result after the
+        last one. After a signal the state is saved and the script exits with 128 + signal.
 
         Args:
             start: The first of them, from `restore`.
             state: Goes into the checkpoints.
-            save: Writes the result as a loadable folder; a part of every checkpoint.
+            save: Writes the averaged model, which it gets, as a loadable folder; a part of every
+                checkpoint.
         """
-        c, several = self.config, self.accelerator.num_processes > 1
+        c, several, copy = self.config, self.accelerator.num_processes > 1, None
         if finished(self.path):
             return
         began = time.perf_counter() - self.seconds
@@ -132,6 +145,9 @@ class Run:
             for step in range(start, c.max_train_steps):
                 yield step
                 bar.update()
+                self.writer.check()
+                if copy is None and shown:
+                    copy = HostCopy(state)
                 done = step + 1
                 last = done == c.max_train_steps
                 # Several processes must stop at the same step, so they ask each other first.
@@ -140,7 +156,10 @@ class Run:
                     stop = self._agree(stop) if last or done % AGREE_STEPS == 0 else 0
                 if stop or last or done % c.checkpointing_steps == 0:
                     self.seconds = time.perf_counter() - began
-                    self._save(done, state, save)
+                    self._save(done, state, copy, save)
+                if stop or last:
+                    self.writer.wait()
+                    self.accelerator.wait_for_everyone()
                 if stop and not last:
                     bar.close()
                     signals.exit(
@@ -179,17 +198,25 @@ class Run:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _save(self, step: int, state: TrainState, save: Callable[[Path], object]) -> None:
+    def _save(
+        self,
+        step: int,
+        state: TrainState,
+        copy: HostCopy | None,
+        save: Callable[[Path, Any], object],
+    ) -> None:
         self.metrics.flush()  # never save what is not finite
         if not self._alike(step, state):
+            self.writer.settle()
             raise cli.Failed(
                 f"expected the same weights in all processes after step {step}, got different "
                 f"ones; {name_latest(self.path)}; are the machines and their software the same?"
             )
-        if self.accelerator.is_main_process:
+        if copy is not None:  # in the main process
+            self.writer.wait()  # it may still write from this memory
+            copy.take()
             progress = Progress(step, self.seconds, self.accelerator.num_processes)
-            save_checkpoint(self.path, state, progress, save, self.config.checkpoints_total_limit)
-        self.accelerator.wait_for_everyone()
+            self.writer.start(partial(save_checkpoint, self.config, copy, progress, save))
 
     def restore(self, state: TrainState) -> int:
         """Load the newest checkpoint into `state`; return the number of steps it has done.
@@ -217,6 +244,7 @@ class Run:
         if self.accelerator.is_main_process:
             delete_leftovers(self.path)
             self.metrics.cut(progress.step)
+            averages.cut(self.path, progress.step)
         return progress.step
 
     def _alike(self, step: int, state: TrainState) -> bool:

@@ -67,6 +67,12 @@ def keep_settings(config: TrainingConfig, data: object) -> list[str]:
             "--allow_config_change, or start afresh with --overwrite_output_dir"
         )
     newest = latest(config.output_dir)
+    if newest is not None and before.get("ema_sigma_rel") != now["ema_sigma_rel"]:
+        raise InputError(
+            f"expected ema_sigma_rel {before.get('ema_sigma_rel')} as from the first step on, got "
+            f"{now['ema_sigma_rel']}; an average over all steps cannot begin later: start afresh "
+            "with --overwrite_output_dir, or in another output_dir"
+        )
     change = {"until": newest.name if newest else None, "config": written["config"]}
     earlier = [*written.get("earlier", []), change]
     done = config.output_dir / "finished.json"

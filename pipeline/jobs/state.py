@@ -2,6 +2,7 @@
 
     model.safetensors       raw weights
     ema.safetensors         their average
+    ema-<width>.safetensors their power-function averages, where there are any (averages.py)
     optimizer.safetensors   AdamW: `<index>.<name>`; step, exp_avg, exp_avg_sq of each parameter
     muon.safetensors        Muon, where it is used: `<index>.mean`
     features.safetensors    averaged moments of the student's features, where they are trained on
@@ -10,6 +11,7 @@ checkpoints.py keeps all this in `state/` of a checkpoint, and convert.py next t
 model (the moments if the import has them). `start_from` begins a new run with either.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -89,12 +91,9 @@ def start_from(
             student.load_state_dict(load_file(state / "model.safetensors"))
             average.load_state_dict(load_file(state / "ema.safetensors"))
             loaded = "weights and their average"
-            stored = {path.stem for path in state.glob("*.safetensors")} - {
-                "model",
-                "ema",
-                "features",
-            }
-            if stored == optimizers.keys():
+            others = re.compile("model|ema(-.*)?|features")
+            stored = {path.stem for path in state.glob("*.safetensors")}
+            if {name for name in stored if not others.fullmatch(name)} == optimizers.keys():
                 for name, optimizer in optimizers.items():
                     _set_moments(load_moments(state / f"{name}.safetensors"), optimizer)
                 loaded += " and the optimiser's moments"

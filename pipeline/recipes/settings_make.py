@@ -55,6 +55,8 @@ class TrainingConfig:
         ema_decay: Decay of the averaged weights, which are the result.
         ema_ramp: The half-life of the average is at most this share of the steps made (0.05 in
             EDM); None lets the decay be the same from the start.
+        ema_sigma_rel: Widths, as shares of the steps made, of power-function averages that are kept
+            beside it, 0.05 0.10 in EDM2: any other can be made of them later (`convert ema`).
         checkpointing_steps: A checkpoint every so many steps.
         checkpoints_total_limit: Checkpoints kept; older ones go once a newer one is whole.
         log_steps: A line of metrics.jsonl every so many steps.
@@ -73,6 +75,7 @@ class TrainingConfig:
     max_grad_norm: float | None = 1.0
     ema_decay: float = 0.99
     ema_ramp: float | None = None
+    ema_sigma_rel: tuple[float, ...] = ()
     checkpointing_steps: int = 500
     checkpoints_total_limit: int = 2
     log_steps: int = 10
@@ -96,6 +99,11 @@ class TrainingConfig:
         for name in ("ema_decay", "adam_beta2"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise InputError(f"expected {name} in [0, 1), got {value}")
+        widths = self.ema_sigma_rel
+        if not all(0 < x <= 12**-0.5 for x in widths) or len(set(widths)) < len(widths):
+            raise InputError(
+                f"expected ema_sigma_rel of different numbers above 0, at most 0.2886, got {widths}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

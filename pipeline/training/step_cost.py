@@ -33,30 +33,37 @@ class StepCost:
         weights: Of the student, frozen ones too.
         gradients: Of the weights that are trained.
         moments: What the optimisers keep; AdamW's step numbers are left out.
+        averages: Power-function averages of the weights, beside the average that is the result.
         batch: Noise, images, labels and starts of the iteration, of all micro-steps.
         kept: For the backward pass, where the forward pass of a micro-step ends.
         peak: The most alive at once in the step, gradients included as they come, and in the
-            optimisers' update; weights, their average, moments and batch are there before and left
-            out.
+            optimisers' update; weights, their averages, moments and batch are there before and
+            left out.
     """
 
     macs: int
     weights: int
     gradients: int
     moments: int
+    averages: int
     batch: int
     kept: int
     peak: int
 
     @property
     def checkpoint(self) -> int:
-        """The result, the weights, their average and the moments."""
-        return 3 * self.weights + self.moments
+        """The result, and the state that is copied."""
+        return self.weights + self.copy
+
+    @property
+    def copy(self) -> int:
+        """The weights, their averages and the moments, copied to be written beside the steps."""
+        return 2 * self.weights + self.averages + self.moments
 
     def total(self, processes: int) -> int:
         """Return the memory of one of so many processes; DDP keeps gradients a second time."""
         ddp = self.gradients if processes > 1 else 0
-        return 2 * self.weights + self.moments + self.batch + self.peak + ddp
+        return self.copy + self.batch + self.peak + ddp
 
 
 def step_cost(config: TrainConfig, manifest: Manifest, processes: int = 1) -> StepCost:
@@ -98,6 +105,7 @@ def step_cost(config: TrainConfig, manifest: Manifest, processes: int = 1) -> St
         weights=nbytes(student),
         gradients=nbytes(student, trained=True),
         moments=sum(map(moment_bytes, optimizers.values())),
+        averages=len(config.ema_sigma_rel) * nbytes(student),
         batch=micro_steps * sum(x.nbytes for x in inputs),
         kept=kept,
         peak=memory.peak,

@@ -10,8 +10,9 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from get.ema import EMA, Model
-from pipeline.jobs.checkpoints import TrainState
+from get.ema import EMA, Model, PowerEMA
+from pipeline.jobs.averages import average_name
+from pipeline.jobs.host_copy import TrainState
 from pipeline.recipes.settings_make import TrainingConfig
 
 
@@ -53,8 +54,10 @@ class Updates(Generic[Model]):
         self.schedulers = tuple(_scheduler(config, x, last_phase) for x in optimizers.values())
         self.ema = EMA(model, config.ema_decay, config.ema_ramp)
         self.average = self.ema.model
-        modules = {name: model, "ema": self.average, **(others or {})}
-        self.state = TrainState(modules, optimizers, self.schedulers)
+        self.power = {x: PowerEMA(model, x) for x in config.ema_sigma_rel}
+        averages = {average_name(x): power.model for x, power in self.power.items()}
+        modules = {name: model, "ema": self.average, **averages, **(others or {})}
+        self.state = TrainState(modules, optimizers, self.schedulers, config.ema_sigma_rel)
 
     def __call__(self) -> Tensor:
         """Move the weights by their gradients, forget these; return their norm before clipping."""
@@ -63,7 +66,10 @@ class Updates(Generic[Model]):
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-        self.ema.update(self.model, self.schedulers[0].last_epoch)  # steps made
+        made = self.schedulers[0].last_epoch  # steps
+        self.ema.update(self.model, made)
+        for power in self.power.values():
+            power.update(self.model, made)
         return norm
 
 
