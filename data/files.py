@@ -44,6 +44,15 @@ def delete_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def empty_folder(folder: Path, but: str) -> None:
+    """Delete all that is in a folder but the file of one name; links are not followed."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != but:
+            entry.unlink()
+
+
 def sync(path: Path) -> None:
     """Make a file, or the names in a folder, survive a power cut, as far as that is possible."""
     descriptor = os.open(path, os.O_RDONLY)

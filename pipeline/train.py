@@ -38,6 +38,7 @@ from pipeline.training.build import (
     check_batch,
 )
 from pipeline.training.data_sets import build_order, open_data_sets, record
+from pipeline.training.peaks import ideal_seconds
 from pipeline.training.skipped import Skipped
 from pipeline.training.step import TrainingStep
 from pipeline.training.step_cost import summary
@@ -92,7 +93,8 @@ def main(config: TrainConfig) -> None:
     def save(folder: Path, averaged: Student) -> None:
         GETPipeline(averaged, vae).save_pretrained(folder)
 
-    with Run(config, accelerator, record(sets, order), batch=order.indices) as run:
+    ideal = ideal_seconds(config, manifest, accelerator.num_processes, accelerator.device)
+    with Run(config, accelerator, record(sets, order), order.indices, ideal) as run:
         start_trackers(accelerator, config)
         start = run.restore(state)
         if not finished(run.path):

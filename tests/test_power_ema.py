@@ -94,6 +94,13 @@ def test_a_fits_error_is_the_distance_of_its_profile():
     assert chosen.error < 0.04
 
 
+@pytest.mark.parametrize(("files", "error"), [(16, 0.004), (32, 0.001)])
+def test_the_files_that_a_long_run_keeps_are_enough(files, error):
+    steps = [1000 * (i + 1) for i in range(files)]
+    stored = [Profile(step, width) for step in steps for width in WIDTHS]
+    assert error / 2 < fit(stored, Profile(steps[-1], 0.075)).error < error
+
+
 # ---------------------------------------------------------------- averages of weights
 
 

@@ -51,7 +51,7 @@ class SavingConfig(BenchmarkConfig):
 
     recipe: str = "digits"
     size: str = "GET-B/2"
-    image_size: int = 32
+    image_size: int = 16
     batch_size: int = 1
     repeats: int = 5
 

@@ -30,6 +30,14 @@ class TrainState:
     schedulers: tuple[LambdaLR, ...]
     sigma_rel: tuple[float, ...] = ()
 
+    def learning_rates(self, step: int) -> dict[str, float]:
+        """Return the rate of each optimiser in a step, counted from 0, named like its setting."""
+        return {
+            f"{name}_learning_rate".removeprefix("optimizer_"): float(rate * factor(step))
+            for name, scheduler in zip(self.optimizers, self.schedulers, strict=True)
+            for rate, factor in [(scheduler.base_lrs[0], scheduler.lr_lambdas[0])]
+        }
+
     def tensors(self) -> dict[tuple[str, str], Tensor]:
         """Return all weights and moments as they are now, by file and by name in that file."""
         found = {

@@ -1,10 +1,11 @@
 """metrics.jsonl: the values of every logged step, checked to be finite; trackers get the same.
 
-Their speed is in speed.jsonl: metrics.jsonl is the same for every run of the same steps.
+Speed and memory are in speed.jsonl: metrics.jsonl is the same for every run of the same steps.
 """
 
 import json
 import math
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,7 @@ class Metrics:
         accelerator: Accelerator,
         batch: Callable[[int], list[int]] | None,
         writer: Beside,
+        ideal_seconds: float | None = None,
     ) -> None:
         """Prepare the metrics of the run in `config.output_dir`.
 
@@ -55,8 +57,10 @@ class Metrics:
             accelerator: Of the processes that work on it.
             batch: Returns the samples that a step uses, for the report of a step that failed.
             writer: Of checkpoints; a report waits for the one that is being written.
+            ideal_seconds: How long a step would take at the peak of this process's device.
         """
-        self.writer = writer
+        self.writer, self.ideal_seconds = writer, ideal_seconds
+        self._rates: Callable[[int], dict[str, float]] = lambda step: {}
         self.config, self.accelerator, self.batch = config, accelerator, batch
         self.path, self.speed = (config.output_dir / f"{x}.jsonl" for x in ("metrics", "speed"))
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
@@ -64,9 +68,15 @@ class Metrics:
         self._flushed = 0, time.perf_counter()  # steps done at the last flush, and when it was
         self._warned: set[str] = set()  # the values that were too high at the last flush
 
-    def start(self, step: int, bar: tqdm) -> None:
-        """Measure the rate from this step on and show values in the progress bar."""
-        self._flushed, self._bar = (step, time.perf_counter()), bar
+    def start(self, step: int, bar: tqdm, rates: Callable[[int], dict[str, float]]) -> None:
+        """Measure the rate from this step on and show values in the progress bar.
+
+        Args:
+            step: Steps made.
+            bar: The progress bar.
+            rates: Returns the learning rates of a step by name.
+        """
+        self._flushed, self._bar, self._rates = (step, time.perf_counter()), bar, rates
 
     def cut(self, step: int) -> None:
         """Delete the lines after `step`, which a resumed run writes again, and a torn last line."""
@@ -110,7 +120,7 @@ class Metrics:
         step, _ = self._pending[-1]
         self._pending.clear()
         values = dict(zip(names, means[-1], strict=True))
-        self.log(step, **values)
+        self.log(step, **values, **self._rates(step))
         rate = self._images_per_second(step + 1)
         self._log_speed(step, rate)
         if self._bar is not None:
@@ -121,8 +131,12 @@ class Metrics:
     def _log_speed(self, step: int, rate: float) -> None:
         """Append to speed.jsonl what another run of the same steps would not repeat."""
         speed: dict[str, float] = {"images_per_second": rate}
+        if self.ideal_seconds is not None:
+            speed["of_peak"] = rate / self.config.global_batch_size * self.ideal_seconds
         if self.accelerator.device.type == "cuda":
             speed["peak_bytes"] = torch.cuda.max_memory_allocated()
+        else:
+            speed["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if self.accelerator.is_main_process:
             with self.speed.open("a") as file:
                 file.write(json.dumps({"step": step + 1, **speed}) + "\n")

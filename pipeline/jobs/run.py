@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from data.files import delete_leftovers, new_file, write_json
+from data.files import delete_leftovers, empty_folder, new_file, write_json
 from get.errors import InputError
 from pipeline import cli
 from pipeline.jobs import averages, flock
@@ -40,6 +40,7 @@ from pipeline.jobs.checkpoints import (
 )
 from pipeline.jobs.host_copy import HostCopy, TrainState
 from pipeline.jobs.metrics import Metrics
+from pipeline.jobs.profiler import Profiler
 from pipeline.jobs.run_json import keep_settings
 from pipeline.recipes.settings_make import TrainingConfig
 
@@ -58,6 +59,7 @@ class Run:
         accelerator: Accelerator,
         data: object = None,
         batch: Callable[[int], list[int]] | None = None,
+        ideal_seconds: float | None = None,
     ) -> None:
         """Prepare a run in `config.output_dir`.
 
@@ -66,11 +68,12 @@ class Run:
             accelerator: Of the processes that work on it.
             data: What it learns from, as JSON.
             batch: Returns the samples that a step uses, for the report of a step that failed.
+            ideal_seconds: How long a step would take at the peak of the device, if it is known.
         """
         self.config, self.accelerator, self.data = config, accelerator, data
         self.path = config.output_dir
         self.writer = Beside()  # of checkpoints
-        self.metrics = Metrics(config, accelerator, batch, self.writer)
+        self.metrics = Metrics(config, accelerator, batch, self.writer, ideal_seconds)
         self.seconds = 0.0  # spent in steps, over all processes that worked on this run
 
     # ------------------------------------------------------------------ open and close
@@ -111,7 +114,7 @@ class Run:
         # Loader workers would keep the lock for seconds after this process was killed.
         os.register_at_fork(after_in_child=self._lock.close)
         if self.config.overwrite_output_dir:
-            _empty(self.path)
+            empty_folder(self.path, but="run.lock")
         changes = keep_settings(self.config, self.data)
         if changes:
             self.say(f"{self.path}: going on with other settings: {'; '.join(changes)}")
@@ -140,9 +143,11 @@ class Run:
         progress_bar = cli.progress_bar(
             c.max_train_steps, self.path.name, "step", initial=start, shown=shown
         )
+        profiler = Profiler(c.profile_steps, self.path / "profile", shown)
         with cli.Signals() as signals, progress_bar as bar:
-            self.metrics.start(start, bar)
+            self.metrics.start(start, bar, state.learning_rates)
             for step in range(start, c.max_train_steps):
+                profiler.begin(step + 1)
                 yield step
                 bar.update()
                 self.writer.check()
@@ -160,6 +165,7 @@ class Run:
                 if stop or last:
                     self.writer.wait()
                     self.accelerator.wait_for_everyone()
+                profiler.end(done)
                 if stop and not last:
                     bar.close()
                     signals.exit(
@@ -284,11 +290,3 @@ class Run:
 def finished(path: Path) -> bool:
     """Say whether the run in this folder has its result."""
     return (path / "finished.json").exists()
-
-
-def _empty(path: Path) -> None:
-    for entry in path.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        elif entry.name != "run.lock":
-            entry.unlink()

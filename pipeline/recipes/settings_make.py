@@ -60,6 +60,7 @@ class TrainingConfig:
         checkpointing_steps: A checkpoint every so many steps.
         checkpoints_total_limit: Checkpoints kept; older ones go once a newer one is whole.
         log_steps: A line of metrics.jsonl every so many steps.
+        profile_steps: The first and the last of the steps of which a trace is written, to profile/.
         allow_config_change: Go on with a run whose settings were others; run.json keeps both.
         overwrite_output_dir: Delete what is in output_dir and start afresh.
     """
@@ -79,6 +80,7 @@ class TrainingConfig:
     checkpointing_steps: int = 500
     checkpoints_total_limit: int = 2
     log_steps: int = 10
+    profile_steps: tuple[int, int] | None = None
     allow_config_change: bool = False
     overwrite_output_dir: bool = False
 
@@ -99,6 +101,12 @@ class TrainingConfig:
         for name in ("ema_decay", "adam_beta2"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise InputError(f"expected {name} in [0, 1), got {value}")
+        first, last = self.profile_steps or (1, 1)
+        if not 1 <= first <= last <= self.max_train_steps:
+            raise InputError(
+                f"expected profile_steps that rise, from 1 to {self.max_train_steps}, got {first} "
+                f"and {last}"
+            )
         widths = self.ema_sigma_rel
         if not all(0 < x <= 12**-0.5 for x in widths) or len(set(widths)) < len(widths):
             raise InputError(
