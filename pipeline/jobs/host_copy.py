@@ -66,8 +66,7 @@ class HostCopy:
         self.files: dict[str, dict[str, Tensor]] = {
             file: {} for file in (*state.modules, *state.optimizers)
         }
-        for (file, name), value in state.tensors().items():
-            self.files[file][name] = _like(value)
+        self._current()
         self.average = _rebuilt(state.modules[AVERAGE], self.files[AVERAGE])
         self.averages = {
             width: {name: self.files[file][name] for name, _ in module.named_parameters()}
@@ -79,13 +78,21 @@ class HostCopy:
 
     def take(self) -> None:
         """Copy the state as it is now. Steps may go on at once, also where a GPU still copies."""
-        values = self.state.tensors()
+        values = self._current()
         copies = [self.files[file][name] for file, name in values]
         with torch.no_grad():
             torch._foreach_copy_(copies, list(values.values()), non_blocking=True)
         if any(value.is_cuda for value in values.values()):
             self._complete = torch.cuda.Event()
             self._complete.record()
+
+    def _current(self) -> dict[tuple[str, str], Tensor]:
+        """Return the state as it is now, after taking memory for what is new in it."""
+        values = self.state.tensors()
+        for (file, name), value in values.items():
+            if name not in self.files[file]:
+                self.files[file][name] = _like(value)
+        return values
 
     def wait(self) -> None:
         """Wait until all is copied."""
