@@ -38,7 +38,7 @@ def train(
         for step in run.steps(run.restore(state), state, save):
             for parameter in model.parameters():
                 parameter.data += 1
-            seen.append(model.weight.detach().clone())
+            seen.append(model.get_parameter("weight").detach().clone())
             run.record(step, loss=at_step(step, model) or NOTHING)
     return seen
 
@@ -63,16 +63,17 @@ def test_steps_go_on_while_a_checkpoint_is_written_as_it_was(tmp_path):
 
 def test_the_result_gets_the_averaged_weights_of_its_step(tmp_path):
     state = fresh_state()
+    weight = state.modules["ema"].get_parameter("weight")
     copy = HostCopy(state)
     with torch.no_grad():
-        state.modules["ema"].weight.fill_(3)
+        weight.fill_(3)
         copy.take()
-        state.modules["ema"].weight.fill_(4)
+        weight.fill_(4)
     assert isinstance(copy.average, nn.Linear)
     assert (copy.average.weight == 3).all()
     assert copy.average.weight.data_ptr() == copy.files["ema"]["weight"].data_ptr()
     assert not copy.average.weight.requires_grad
-    assert (state.modules["ema"].weight == 4).all()
+    assert (weight == 4).all()
 
 
 def full(folder: Path, model: nn.Module) -> None:
