@@ -9,9 +9,11 @@ trained on can no longer judge the student: measure in others.
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+SHRUNK = 8  # side of the images whose pixels are compared
 SMALLEST = 1e-9  # eigenvalue whose root is differentiated
 
 
@@ -101,6 +103,26 @@ class FrechetLoss:
             new = torch.stack(parts).mean(0)
             average.lerp_(new if reduce is None else reduce(new), share)
         self._batches.clear()
+
+
+def with_pixels(features: Callable[[Tensor], Tensor], scale: float) -> Callable[[Tensor], Tensor]:
+    """Return a map of images to their features and their pixels, which no network has chosen.
+
+    A student that is trained on the features of one network comes closer to the reference in those
+    of others if it must have the reference's pixels as well (docs/log.md).
+
+    Args:
+        features: Maps images in [-1, 1] to feature vectors.
+        scale: Of the pixels of images shrunk to 8x8; 0 leaves them out.
+    """
+    if not scale:
+        return features
+
+    def both(images: Tensor) -> Tensor:
+        small = F.adaptive_avg_pool2d(images, min(SHRUNK, images.shape[-1])).flatten(1)
+        return torch.cat([features(images), scale * small], 1)
+
+    return both
 
 
 def _root(covariance: Tensor) -> tuple[Tensor, Tensor]:

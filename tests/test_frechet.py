@@ -9,7 +9,7 @@ import torch
 
 from data import SHIPPED
 from get.errors import InputError
-from get.frechet import FrechetLoss
+from get.frechet import FrechetLoss, with_pixels
 from get.metrics import frechet_distance
 from get.metrics.classifier import Classifier
 from pipeline.recipes import RECIPES
@@ -82,6 +82,17 @@ def test_micro_steps_update_the_averages_once_with_their_mean():
     torch.testing.assert_close(parts.moments.state_dict(), whole.moments.state_dict())
 
 
+def test_pixels_are_compared_beside_features_at_the_size_of_a_small_image():
+    images = torch.rand(5, 3, 16, 16) * 2 - 1
+    assert with_pixels(flat, 0.0) is flat
+    both = with_pixels(flat, 2.0)(images)
+    assert both.shape == (5, 3 * 16 * 16 + 3 * 8 * 8)
+    torch.testing.assert_close(both[:, : 3 * 16 * 16], flat(images))
+    means = images.unflatten(3, (8, 2)).unflatten(2, (8, 2)).mean((3, 5))
+    torch.testing.assert_close(both[:, 3 * 16 * 16 :], 2 * means.flatten(1))
+    assert with_pixels(flat, 1.0)(images[..., :4, :4]).shape == (5, 2 * 3 * 4 * 4)
+
+
 def test_moments_are_collected_first_then_the_distance_counts():
     config = TrainConfig(
         output_dir=Path(),
@@ -120,6 +131,7 @@ def frechet(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     folder = tmp_path_factory.mktemp("network")
     Classifier(image_size=4, channels=1, width=4, features=8).save_pretrained(folder)
     settings = "--frechet_weight", 0.01, "--frechet_steps", 8, "--frechet_images", 32
+    settings = *settings, "--frechet_pixels", 2.0
     return *settings, "--frechet_reference", "teacher", "--feature_network", folder
 
 

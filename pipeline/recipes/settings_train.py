@@ -143,6 +143,8 @@ class TrainConfig(TrainingConfig):
         frechet_weight: Weight of the Frechet distance between the student's images and others, in
             the features of `feature_network` (get/frechet.py); 0 is without. FID in that network
             then flatters the student: judge it in others.
+        frechet_pixels: Scale of the pixels, shrunk to 8x8, that are compared together with these
+            features, so that the student comes closer in other networks too; 0 is without.
         frechet_reference: What the others are: the teacher's images of the training pairs, or
             `real_images`, with which a student can come closer to them than its teacher.
         frechet_steps: It is used in the last so many steps, at small learning rates, after the
@@ -188,6 +190,7 @@ class TrainConfig(TrainingConfig):
     window_share: float = 0.0
     window_rollout: tuple[int, int] = (1, 4)
     frechet_weight: float = 0.0
+    frechet_pixels: float = 0.0
     frechet_reference: Literal["teacher", "real"] = "teacher"
     frechet_steps: int = 1000
     frechet_images: int = 10_000
@@ -232,6 +235,7 @@ class TrainConfig(TrainingConfig):
             dataloader_num_workers=self.dataloader_num_workers,
             iterate_decay=self.iterate_decay,
             frechet_weight=self.frechet_weight,
+            frechet_pixels=self.frechet_pixels,
             muon_weight_decay=self.muon_weight_decay,
             jacobian_weight=self.jacobian_weight,
         )

@@ -12,7 +12,7 @@ from data.real import real_images
 from data.real.features import load_network
 from get.equilibrium import Anderson, Implicit, Phantom
 from get.errors import InputError
-from get.frechet import FrechetLoss
+from get.frechet import FrechetLoss, with_pixels
 from get.losses import IterateLoss
 from get.metrics import features_of
 from get.models import Equilibrium, Student
@@ -52,13 +52,14 @@ def build_frechet(
         return None
     network = load_network(config.feature_network, manifest.image_shape, device)
     network.requires_grad_(False)
+    compared = with_pixels(network.features, config.frechet_pixels)
 
     def features(images: Tensor) -> Tensor:
-        return features_of(lambda x: network.features(x.to(device)), images)
+        return features_of(lambda x: compared(x.to(device)), images)
 
     if config.frechet_reference == "real" and config.real_images is not None:
         reference = features(real_images(config.real_images, "training").images)
-        return FrechetLoss(network.features, reference.to(device))
+        return FrechetLoss(compared, reference.to(device))
     vectors = []
     for part in order.orders:
         count = FRECHET_REFERENCE * part.batch_size / order.batch_size
@@ -72,7 +73,7 @@ def build_frechet(
                     continue
                 raise
             vectors.append(features(images))
-    return FrechetLoss(network.features, torch.cat(vectors).to(device))
+    return FrechetLoss(compared, torch.cat(vectors).to(device))
 
 
 def build_objective(
