@@ -16,7 +16,7 @@ from pipeline.recipes.settings_make import ClassifierConfig, TeacherConfig
 from pipeline.recipes.settings_train import GETModel, ViTModel
 
 
-def _judged(recipe: Recipe, frechet_weight: float) -> Recipe:
+def _judged(recipe: Recipe, frechet_weight: float, frechet_pixels: float = 0.0) -> Recipe:
     """Return the recipe with two more feature networks, shipped, of other bodies and seeds.
 
     They can judge students that are trained on the first, so students are.
@@ -32,8 +32,9 @@ def _judged(recipe: Recipe, frechet_weight: float) -> Recipe:
     shipped = tuple(SHIPPED / c.output_dir.name for c in judges.values())
     networks = (*recipe.evaluate.feature_networks, *shipped)
     evaluate = replace(recipe.evaluate, feature_networks=networks)
+    frechet = {"frechet_weight": frechet_weight, "frechet_pixels": frechet_pixels}
     students = {
-        name: replace(config, frechet_weight=frechet_weight, frechet_reference="real")
+        name: replace(config, **frechet, frechet_reference="real")
         for name, config in recipe.students.items()
     }
     return replace(recipe, judges=judges, evaluate=evaluate, students=students)
@@ -49,6 +50,7 @@ DIGITS = _judged(
         classifier=ClassifierConfig(output_dir=RUNS, background=-1.0),
     ),
     frechet_weight=0.003,
+    frechet_pixels=8.0,
 )
 # 16x16 RGB patches of scikit-image's photographs; a student has as many tokens as for digits
 PHOTOS = _judged(
