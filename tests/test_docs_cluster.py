@@ -13,7 +13,8 @@ FOLDER = ROOT / "tests" / "cluster"
 SCRIPTS = sorted(
     path.name
     for path in FOLDER.iterdir()
-    if path.is_file() and not path.name.startswith(("test_", "conftest", "__init__"))
+    if path.suffix in (".sh", ".sbatch", ".py")
+    and not path.name.startswith(("test_", "conftest", "__init__"))
 )
 FAKES = {  # what Slurm provides, on this machine
     "srun": """#!/bin/bash
