@@ -118,7 +118,8 @@ def data(config: PlanConfig, pairs: PairsOnDisk, total: int) -> list[str]:
 def disk(config: PlanConfig, cost: StepCost) -> str:
     """Return the space that checkpoints and result need, and what is free."""
     kept, space = config.checkpoints_total_limit, free(config.output_dir)
-    averages = MOST * cost.averages // 2  # float16
+    files = min(-(-config.max_train_steps // config.checkpointing_steps), MOST)
+    averages = files * cost.averages // 2  # float16
     need = cost.checkpoint * (kept + 1) + cost.weights + averages
     lack = "" if need <= space else ": TOO LITTLE; choose another output_dir"
     return (
