@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -13,6 +14,7 @@ from get.equilibrium import Implicit, Phantom
 from get.losses import IterateLoss
 from get.models import Equilibrium
 from get.muon import Muon
+from pipeline.jobs.processes import PATIENCE, together
 
 from .problems import normal, tiny_get
 from .processes import Script, completed
@@ -24,16 +26,31 @@ MODES = {
 }
 
 
-def gradients(mode: str, rank: int, processes: int) -> dict[str, Tensor]:
+def gradients(mode: str, accelerator: Accelerator | None = None) -> dict[str, Tensor]:
     """Return the gradient of a step over four images, of which this process has its share."""
     model = tiny_get(num_classes=4).double()
     module = IterateLoss(model, iterations=2, equilibrium=MODES[mode])
-    wrapped = DistributedDataParallel(module) if processes > 1 else module
+    wrapped, rank, processes = module, 0, 1
+    if accelerator is not None:
+        wrapped = accelerator.prepare(module)
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        check_settings(wrapped)
     mine = slice(rank * 4 // processes, (rank + 1) * 4 // processes)
     labels = torch.arange(4)[mine]
     noise, target = normal(4).double()[mine], normal(4, seed=2).double()[mine]
     wrapped(noise, labels, target).iterates.sum().backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    memory = {p.grad.untyped_storage().data_ptr() for p in trained if p.grad is not None}
+    assert len(memory) == (1 if processes > 1 else len(trained))  # views of one bucket
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check_settings(wrapped: torch.nn.Module) -> None:
+    assert isinstance(wrapped, DistributedDataParallel)
+    assert wrapped.gradient_as_bucket_view
+    assert not wrapped.broadcast_buffers
+    backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+    assert backend.options._timeout == PATIENCE
 
 
 def moved(processes: dist.ProcessGroup | None) -> dict[str, Tensor]:
@@ -51,18 +68,18 @@ def moved(processes: dist.ProcessGroup | None) -> dict[str, Tensor]:
 
 def main(folder: Path) -> None:
     """Be one of two processes."""
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=together())
+    rank = accelerator.process_index
     save_file(moved(dist.group.WORLD), folder / f"muon-{rank}.safetensors")
     for mode in MODES:
-        save_file(gradients(mode, rank, 2), folder / f"{mode}-{rank}.safetensors")
+        save_file(gradients(mode, accelerator), folder / f"{mode}-{rank}.safetensors")
     dist.destroy_process_group()
 
 
 def test_two_processes_make_the_gradient_of_one_whatever_the_mode(tmp_path: Path, script: Script):
     completed(script("tests.test_ddp", tmp_path, processes=2))
     for mode in MODES:
-        alone = gradients(mode, 0, 1)
+        alone = gradients(mode)
         for rank in (0, 1):
             together = load_file(tmp_path / f"{mode}-{rank}.safetensors")
             torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-12)

@@ -11,12 +11,14 @@ Nothing that trains here draws from a global random stream: every step is a func
 (seed, step), so a checkpoint needs no random states and a resumed run repeats no draw.
 """
 
+import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,7 +90,13 @@ class Run:
             except BaseException:
                 self._lock.close()
                 raise
-        self.accelerator.wait_for_everyone()
+        written = json.dumps(self.data, default=str, sort_keys=True)
+        if not self._equal([int(sha256(written.encode()).hexdigest()[:15], 16)]):
+            raise InputError(
+                f"expected the same data in all processes, got others in process "
+                f"{self.accelerator.process_index}; start once the data are complete, on machines "
+                "that share them"
+            )
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -257,13 +265,17 @@ class Run:
         """Say whether all processes are at this step, with weights of the same bytes (sums)."""
         if self.accelerator.num_processes == 1:
             return True
-        device = self.accelerator.device
-        facts = [torch.tensor(int(finished(self.path)), device=device)]
-        facts += [torch.tensor(step, device=device)]
+        facts: list[int | Tensor] = [int(finished(self.path)), step]
         for module in state.modules.values():
             for value in module.state_dict().values():
                 facts.append(value.reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
-        rows = self.accelerator.gather(torch.stack(facts)[None])
+        return self._equal(facts)
+
+    def _equal(self, facts: Sequence[int | Tensor]) -> bool:
+        """Say whether these numbers are the same in all processes, and wait for all of them."""
+        device = self.accelerator.device
+        row = torch.stack([torch.as_tensor(x, device=device) for x in facts])
+        rows = self.accelerator.gather(row[None])
         return bool((rows == rows[0]).all())
 
     def published(self) -> list[str]:

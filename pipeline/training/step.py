@@ -98,7 +98,7 @@ class TrainingStep:
             values["frechet"] = losses.frechet
             for name, value in values.items():
                 if value is not None:
-                    figures.setdefault(name, []).append(value)
+                    figures.setdefault(name, []).append(value.detach())
         if self.frechet is not None and frechet_weight is not None:
             self._update_moments(self.frechet, number)
         means = {name: torch.stack(parts).mean() for name, parts in figures.items()}
@@ -228,7 +228,7 @@ def micro_batch_losses(
     if penalty_weight:
         draws, generator = 1, torch.Generator(device).manual_seed(seed)
     bf16 = config.mixed_precision == "bf16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
         return module(
             batch.noise, batch.labels, batch.images, z0, draws, generator, rollout, frechet_weight
         )

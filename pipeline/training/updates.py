@@ -6,7 +6,7 @@ from typing import Generic
 import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -50,7 +50,7 @@ class Updates(Generic[Model]):
             adamw = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=0.0)
             optimizers = {"optimizer": adamw}
         self.model, self.optimizers = model, optimizers
-        self.max_grad_norm = config.max_grad_norm or torch.inf
+        self.max_grad_norm = config.max_grad_norm
         self.schedulers = tuple(_scheduler(config, x, last_phase) for x in optimizers.values())
         self.ema = EMA(model, config.ema_decay, config.ema_ramp)
         self.average = self.ema.model
@@ -61,7 +61,9 @@ class Updates(Generic[Model]):
 
     def __call__(self) -> Tensor:
         """Move the weights by their gradients, forget these; return their norm before clipping."""
-        norm = clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.max_grad_norm is not None:
+            clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
         for optimizer, scheduler in zip(self.optimizers.values(), self.schedulers, strict=True):
             optimizer.step()
             scheduler.step()
