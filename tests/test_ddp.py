@@ -49,7 +49,9 @@ def check_settings(wrapped: torch.nn.Module) -> None:
     assert isinstance(wrapped, DistributedDataParallel)
     assert wrapped.gradient_as_bucket_view
     assert not wrapped.broadcast_buffers
-    backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+    group = dist.group.WORLD
+    assert group is not None
+    backend = group._get_backend(torch.device("cpu"))
     assert backend.options._timeout == PATIENCE
 
 
