@@ -1,9 +1,11 @@
 """The processes of a job: which one this is, its device, whether all take part, and how."""
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from hashlib import sha256
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +14,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     KwargsHandler,
 )
+from torch import Tensor
 
 from get.errors import InputError
 
@@ -24,12 +27,12 @@ LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "S
 def together() -> list[KwargsHandler]:
     """Return how processes train together: what DDP and the process group are told.
 
-    Gradients lie in the buckets that are summed, without a copy. No buffer changes in a training,
-    so none is sent around. A static graph would save nothing: every weight has a gradient in every
-    step, and the last phase of a training has another graph.
+    Gradients lie in the buckets that are summed, without a copy. Students have no buffers, which
+    DDP would send around in every step. A static graph would save nothing: every weight has a
+    gradient in every step, and the last phase of a training has another graph.
     """
     return [
-        DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         InitProcessGroupKwargs(timeout=PATIENCE),
     ]
 
@@ -85,6 +88,19 @@ def check_launcher(
                 f"expected {flag} {ours} from accelerate too, got {theirs!a} ({variable}); "
                 f"give --{flag} after the name of the script, where alone it has an effect"
             )
+
+
+def all_equal(facts: Sequence[int | Tensor], accelerator: Accelerator) -> bool:
+    """Say whether these whole numbers are the same in all processes, and wait for all of them."""
+    row = torch.stack([torch.as_tensor(x, device=accelerator.device) for x in facts])
+    rows = accelerator.gather(row[None])
+    return bool((rows == rows[0]).all())
+
+
+def fingerprint(data: object) -> int:
+    """Return a number of 60 bits that other data, as JSON, hardly share."""
+    text = json.dumps(data, default=str, sort_keys=True)
+    return int(sha256(text.encode()).hexdigest()[:15], 16)
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:

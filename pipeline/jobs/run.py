@@ -11,14 +11,12 @@ Nothing that trains here draws from a global random stream: every step is a func
 (seed, step), so a checkpoint needs no random states and a resumed run repeats no draw.
 """
 
-import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,6 +40,7 @@ from pipeline.jobs.checkpoints import (
 )
 from pipeline.jobs.host_copy import HostCopy, TrainState
 from pipeline.jobs.metrics import Metrics
+from pipeline.jobs.processes import all_equal, fingerprint
 from pipeline.jobs.profiler import Profiler
 from pipeline.jobs.run_json import keep_settings
 from pipeline.recipes.settings_make import TrainingConfig
@@ -90,8 +89,7 @@ class Run:
             except BaseException:
                 self._lock.close()
                 raise
-        written = json.dumps(self.data, default=str, sort_keys=True)
-        if not self._equal([int(sha256(written.encode()).hexdigest()[:15], 16)]):
+        if not all_equal([fingerprint(self.data)], self.accelerator):
             raise InputError(
                 f"expected the same data in all processes, got others in process "
                 f"{self.accelerator.process_index}; start once the data are complete, on machines "
@@ -269,14 +267,7 @@ class Run:
         for module in state.modules.values():
             for value in module.state_dict().values():
                 facts.append(value.reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
-        return self._equal(facts)
-
-    def _equal(self, facts: Sequence[int | Tensor]) -> bool:
-        """Say whether these numbers are the same in all processes, and wait for all of them."""
-        device = self.accelerator.device
-        row = torch.stack([torch.as_tensor(x, device=device) for x in facts])
-        rows = self.accelerator.gather(row[None])
-        return bool((rows == rows[0]).all())
+        return all_equal(facts, self.accelerator)
 
     def published(self) -> list[str]:
         """Return the files of the newest checkpoint's result, relative to its folder."""
