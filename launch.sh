@@ -143,8 +143,9 @@ several() { # several N COMMAND: N jobs that share the work; the first one alone
 
 if [[ $recipe == test && $cluster -eq 1 ]]; then
     run tests/cluster/install.sh "$python" .cluster
-    PYTHONPATH=$PWD:$PWD/.cluster run "$python" -m pytest -n0 -m cluster tests/cluster \
-        ${pytest_arguments[@]+"${pytest_arguments[@]}"}
+    programs=$("$python" -c 'import sys; print(sys.prefix)')/bin
+    PATH=$programs:$PATH PYTHONPATH=$PWD run .cluster/bin/python -m pytest -n0 -m cluster \
+        tests/cluster ${pytest_arguments[@]+"${pytest_arguments[@]}"}
     exit 0
 fi
 if [[ $recipe == test ]]; then

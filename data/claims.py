@@ -6,13 +6,14 @@ the same shard all the same, open_shard.py publishes one of the two.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Event, Thread
 
-from data.lock import Owner, clock, read_owner, release, renew, take
-from data.manifest import NAMES, finished_shard, tar_name
+from data.lock import Owner
+from data.manifest import NAMES, tar_name
+from data.places import Place, open_site
+from data.site import Site
 from get.errors import InputError
 
 AGE = 120.0  # seconds without renewal after which a claim counts as that of a dead job
@@ -31,12 +32,12 @@ class Claims:
         others: Shards, of those that were asked for, that other jobs have claimed or finished.
     """
 
-    def __init__(self, folder: Path, shards: int) -> None:
-        """Claim nothing yet in the folder of a data set that shall have so many shards."""
-        self.folder, self.shards = folder, shards
+    def __init__(self, place: Place, shards: int) -> None:
+        """Claim nothing yet in a data set that shall have so many shards."""
+        self.site, self.shards = open_site(place), shards
         self.others: set[int] = set()
-        self._held: dict[int, Path] = {}
-        self._written, self._started = 0, clock(folder / "claims")
+        self._held: dict[int, str] = {}
+        self._written, self._started = 0, self.site.clock()
         self._ended = Event()
         self._renewal = Thread(target=self._renew, daemon=True)
 
@@ -49,48 +50,48 @@ class Claims:
         """Release what is held, finished or not."""
         self._ended.set()
         self._renewal.join()
-        for path in self._held.values():
-            release(path)
+        for name in self._held.values():
+            self.site.release(name)
 
     def missing(self, shards: Iterable[int]) -> Iterator[int]:
         """Claim and yield those shards that nobody has finished or claimed; wait for nobody."""
         for shard in shards:
             self._release_finished()
-            if finished_shard(self.folder, shard) is None and self._take(shard):
-                if finished_shard(self.folder, shard) is None:  # not between the two steps either
+            if self.site.finished(shard) is None and self._take(shard):
+                if self.site.finished(shard) is None:  # not between the two steps either
                     self.others.discard(shard)
                     yield shard
                     continue
-                release(self._held.pop(shard))
+                self.site.release(self._held.pop(shard))
             self.others.add(shard)
 
     def _take(self, shard: int) -> bool:
         if shard in self._held:
             return False
-        path = self.folder / f"{PREFIX}{tar_name(shard)}"
-        if (owner := read_owner(path)) is not None and owner.is_self:
-            path.unlink(missing_ok=True)  # an earlier process had our number, in a container say
+        name = f"{PREFIX}{tar_name(shard)}"
+        if (owner := self.site.owner(name)) is not None and owner.is_self:
+            self.site.remove(name)  # an earlier process had our number, in a container say
         try:
-            taken = take(path, AGE, f"{int(self._started)} {self._written} {self.shards}")
+            taken = self.site.take(name, AGE, f"{int(self._started)} {self._written} {self.shards}")
         except FileNotFoundError as error:
             raise InputError(
-                f"expected the folder {self.folder}, got none: it has gone since the start; "
+                f"expected the folder {self.site}, got none: it has gone since the start; "
                 "bring it back and run the same command again"
             ) from error
         if taken:
-            self._held[shard] = path
+            self._held[shard] = name
         return taken
 
     def _release_finished(self) -> None:
         for shard in list(self._held):
-            if finished_shard(self.folder, shard) is not None:
-                release(self._held.pop(shard))
+            if self.site.finished(shard) is not None:
+                self.site.release(self._held.pop(shard))
                 self._written += 1
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWAL):
-            for path in list(self._held.values()):
-                renew(path)
+            for name in list(self._held.values()):
+                self.site.renew(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +115,13 @@ class Claim:
     shards: int
 
 
-def read_claims(folder: Path) -> list[Claim]:
-    """Return all claims in a folder in which jobs may be at work, by shard."""
-    found, now = [], clock(folder / "claims")
-    for name in [path.name for path in folder.iterdir()]:
+def read_claims(place: Place) -> list[Claim]:
+    """Return all claims in a data set on which jobs may be at work, by shard."""
+    site = open_site(place)
+    found, now = [], site.clock()
+    for name in site.names():
         fits = NAMES.fullmatch(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
-        if fits is None or fits[2] != "tar" or (owner := read_owner(folder / name)) is None:
+        if fits is None or fits[2] != "tar" or (owner := site.owner(name)) is None:
             continue
         note = NOTE.fullmatch(owner.note)
         found.append(
@@ -135,31 +137,32 @@ def read_claims(folder: Path) -> list[Claim]:
     return sorted(found, key=lambda claim: claim.shard)
 
 
-def missing_shards(folder: Path, shards: Iterable[int]) -> Iterator[int]:
+def missing_shards(place: Place, shards: Iterable[int]) -> Iterator[int]:
     """Yield those of some shards that are not finished when they are asked for."""
-    return (shard for shard in shards if finished_shard(folder, shard) is None)
+    site = open_site(place)
+    return (shard for shard in shards if site.finished(shard) is None)
 
 
-def tidy(folder: Path) -> None:
+def tidy(place: Place) -> None:
     """Delete files of killed writers whose shard, record or manifest exists by now.
 
     These are temporary files, locks and claims. A writer that still works on one of them loses
     nothing, because its shard exists.
     """
-    for path in folder.glob(".*"):
-        ours = LEFTOVER.fullmatch(path.name)
-        if ours and (ours[1] or ours[3]) and _is_finished(folder, ours[2]):
-            path.unlink(missing_ok=True)
+    site = open_site(place)
+    names = set(site.names())
+    for name in names:
+        ours = LEFTOVER.fullmatch(name)
+        if ours and (ours[1] or ours[3]) and _is_finished(site, ours[2], names):
+            site.remove(name)
 
 
-def _is_finished(folder: Path, name: str) -> bool:
+def _is_finished(site: Site, name: str, names: Container[str]) -> bool:
     """Say whether nobody needs to write this file of a data set any more."""
     if (fits := NAMES.fullmatch(name)) is None:
         return False
     try:
         shard = fits[1]
-        return (
-            (folder / name).exists() if shard is None else bool(finished_shard(folder, int(shard)))
-        )
+        return name in names if shard is None else bool(site.finished(int(shard)))
     except InputError:  # a damaged record
         return False

@@ -5,6 +5,7 @@ from pathlib import Path
 from data.files import write_json
 from data.lock import locked
 from data.manifest import Manifest, lock_path, read_manifest
+from data.store import Source
 from get.errors import InputError
 
 
@@ -24,8 +25,13 @@ def open_data_set(folder: Path, manifest: Manifest) -> None:
             if not path.exists():
                 write_json(path, manifest.as_json())
                 return
-    if different := read_manifest(folder).differences(manifest):
+    check_same(folder, manifest)
+
+
+def check_same(place: Source, manifest: Manifest) -> None:
+    """Raise InputError if the data set at a place was made with other settings."""
+    if different := read_manifest(place).differences(manifest):
         raise InputError(
-            f"expected the settings of the pairs in {folder}, got: {'; '.join(different)}; "
+            f"expected the settings of the pairs in {place}, got: {'; '.join(different)}; "
             "choose another output_dir"
         )

@@ -11,6 +11,9 @@ from pathlib import Path
 from get.errors import InputError
 
 SMALL = 2**20  # bytes of the largest manifest or record
+LONG = 300  # characters of a name or of somebody else's message that are shown
+SECRETS = re.compile(r"""://([^/\s"'\\]+)@|\?([^\s"'\\]+)""")
+"""User and password, and the query, of an address."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,9 @@ class Store(ABC):
     source: str
 
     def __str__(self) -> str:
-        """Return the user's name for it, without secrets."""
-        return without_secrets(self.source)
+        """Return the user's name for it, without secrets and safe to print."""
+        name = printable(without_secrets(self.source))
+        return name if len(name) <= LONG else f"{name[: LONG - 50]}...{name[-47:]}"
 
     @abstractmethod
     def read(self, name: str, at_most: int = SMALL) -> bytes:
@@ -40,6 +44,24 @@ class Store(ABC):
     def place(self, name: str) -> str:
         """Return the place of a file, for messages."""
         return f"{str(self).rstrip('/')}/{name}"
+
+    def told(self, problem: object) -> str:
+        """Return what somebody else says of this place: one line, without the secrets of its name.
+
+        Packages show parts of an address, in which a secret is not recognised.
+        """
+        text = str(problem)
+        for user, query in SECRETS.findall(self.source):
+            for secret in filter(None, (user, query)):
+                text = text.replace(secret, "...")
+        return one_line(text)
+
+    def unreachable(self, name: str, problem: object) -> InputError:
+        """Return what is raised if a file cannot be read."""
+        return InputError(
+            f"expected to read {self.place(name)}, got {self.told(problem)}; check address, access "
+            "and network, then run the same command again"
+        )
 
     def read_whole(self, name: str, size: int, digest: str) -> bytes:
         """Return the content of a file that must have this size and sha256.
@@ -80,19 +102,20 @@ class Folder(Store):
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(str(error.strerror)) from None
         except OSError as error:  # no permission, a disk or a mount that fails
-            raise unreachable(str(path), str(error.strerror)) from error
+            raise self.unreachable(name, str(error.strerror)) from error
 
 
 def without_secrets(text: str) -> str:
     """Return text without the passwords and query strings of the addresses in it."""
     text = re.sub(r"(://[^\s?\"'\\]*\?)[^\s\"'\\]+", r"\1...", text)
-    return re.sub(r"(://)[^/@\s\"'\\]+@", r"\1...@", text)
+    return re.sub(r"(://)[^/\s\"'\\]+@", r"\1...@", text)
 
 
-def unreachable(place: str, problem: str) -> InputError:
-    """Return what is raised if a file cannot be read, in one line without secrets."""
-    line = " ".join(without_secrets(problem).split())[:300]
-    return InputError(
-        f"expected to read {place}, got {line}; check address, access and network, "
-        "then run the same command again"
-    )
+def printable(text: str) -> str:
+    """Return text in which characters that would control a terminal are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(problem: object) -> str:
+    """Return somebody else's message in one line without secrets."""
+    return printable(" ".join(without_secrets(str(problem)).split()))[:LONG]

@@ -101,7 +101,7 @@ def take(path: Path, age: float, note: str = "") -> bool:
             try:
                 with os.fdopen(descriptor, "w") as file:
                     since = os.fstat(descriptor).st_mtime
-                    file.write(f"{os.getpid()} {machine()} {since:.0f} {note}".strip())
+                    file.write(own_content(since, note))
             except OSError as error:  # a full disk
                 path.unlink(missing_ok=True)
                 raise OSError(error.errno, error.strerror, str(path)) from error
@@ -116,9 +116,19 @@ def read_owner(path: Path) -> Owner | None:
         renewed = path.stat().st_mtime
     except (OSError, ValueError):
         return None
+    return parse_owner(content, renewed)
+
+
+def parse_owner(content: str, renewed: float) -> Owner:
+    """Return whom the content of a file names that was last renewed then."""
     if (fits := CONTENT.fullmatch(content)) is None:  # it is being written, or is not ours
         return Owner(0, "unknown", renewed, renewed, "")
     return Owner(int(fits[1]), fits[2], float(fits[3] or renewed), renewed, fits[4] or "")
+
+
+def own_content(since: float, note: str) -> str:
+    """Return what this process writes into a file that it creates."""
+    return f"{os.getpid()} {machine()} {since:.0f} {note}".strip()
 
 
 def clock(path: Path) -> float:

@@ -9,10 +9,9 @@ Any webdataset reader can read the tars; codec.py encodes their members. This fi
 """
 
 import json
-import os
 import re
 from bisect import bisect_left
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
@@ -276,11 +275,13 @@ def count_shards(folder: Source) -> int:
 
 def list_shards(folder: Path) -> list[int]:
     """Return the numbers of the finished shards of a local folder, in order."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        names = [NAMES.fullmatch(entry.name) for entry in entries]
-    return sorted(int(name[1]) for name in names if name and name[2] == "json")
+    return record_numbers(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def record_numbers(names: Iterable[str]) -> list[int]:
+    """Return the numbers of the shards whose records are among the names of files, in order."""
+    found = [NAMES.fullmatch(name) for name in names]
+    return sorted(int(name[1]) for name in found if name and name[2] == "json")
 
 
 def _count_unlisted(store: Store) -> int:

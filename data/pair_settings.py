@@ -9,6 +9,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from data.files import check_local
 from data.manifest import ImageFormat
+from data.places import open_site
 from data.teachers.settings import Execution, Sampler, SamplerName
 from get.errors import InputError
 
@@ -19,7 +20,8 @@ class PairSettings:
 
     Attributes:
         teacher: A folder or hub id in diffusers format, or an EDM checkpoint.
-        output_dir: The data set's folder; the same command writes only what is missing.
+        output_dir: The data set's folder, or its address in an object store (s3://bucket/pairs);
+            the same command writes only what is missing.
         pairs_per_shard: Pairs per tar file.
         teacher_batch_size: Images per call of the teacher; no batch crosses the end of a shard.
         num_inference_steps: Steps of the sampler (Heun: 2 n - 1 network evaluations).
@@ -36,7 +38,7 @@ class PairSettings:
     """
 
     teacher: str
-    output_dir: Path
+    output_dir: str | Path
     pairs_per_shard: int = 1024
     teacher_batch_size: int = 256
     num_inference_steps: int = 18
@@ -52,9 +54,11 @@ class PairSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot mean anything."""
-        if not isinstance(self.output_dir, Path):
-            raise InputError(f"expected output_dir as a Path, got {self.output_dir!r}")
-        check_local(self.output_dir)
+        if not isinstance(self.output_dir, (str, Path)):
+            raise InputError(f"expected output_dir as a path or address, got {self.output_dir!r}")
+        if isinstance(self.output_dir, Path):
+            check_local(self.output_dir)
+        open_site(self.output_dir)  # refuses systems that cannot be written to
         for name in ("pairs_per_shard", "teacher_batch_size", "num_inference_steps", "pack"):
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"expected {name} above 0, got {value}")

@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from data.folder import SMALL, Store, unreachable, without_secrets
+from data.folder import SMALL, Store
 from get.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -57,7 +57,7 @@ class Web(Store):
                     break
             except (HTTPException, OSError) as error:  # IncompleteRead, URLError, a time-out
                 problem = f"{type(error).__name__}: {error}"
-        raise unreachable(self.place(name), problem)
+        raise self.unreachable(name, problem)
 
     def read_whole(self, name: str, size: int, digest: str) -> bytes:
         """Download a file that must be this one; try again once, as servers cut answers short."""
@@ -94,9 +94,9 @@ class ObjectStore(Store):
         except PermissionError as error:
             if _is_open(self, name):  # as above: S3 says so where files may not be listed
                 raise FileNotFoundError("no such file, or no access to it") from None
-            raise unreachable(self.place(name), f"PermissionError: {error}") from error
+            raise self.unreachable(name, f"PermissionError: {error}") from error
         except Exception as error:  # of whichever package is behind it: botocore, ftplib, zipfile
-            raise unreachable(self.place(name), f"{type(error).__name__}: {error}") from error
+            raise self.unreachable(name, f"{type(error).__name__}: {error}") from error
 
     def find(self) -> tuple[Any, str]:
         """Return the file system and the path in it.
@@ -108,9 +108,8 @@ class ObjectStore(Store):
         try:
             return fsspec.url_to_fs(self.source)
         except Exception as error:  # of whichever package is behind it
-            problem = " ".join(without_secrets(str(error)).split())[:300]
             raise InputError(
-                f"expected a source that fsspec can open, got {self}: {problem}; "
+                f"expected a source that fsspec can open, got {self}: {self.told(error)}; "
                 "install the package it names, or read through pipe:COMMAND"
             ) from error
 
@@ -133,12 +132,12 @@ class Pipe(Store):
             errors.seek(max(0, errors.seek(0, os.SEEK_END) - 10_000))
             last = (errors.read().decode(errors="replace").strip().splitlines() or [""])[-1]
         if code is None:
-            raise unreachable(self.place(name), f"nothing for {SILENCE:.0f} s")
+            raise self.unreachable(name, f"nothing for {SILENCE:.0f} s")
         # With codes 126 and 127 the shell says "not found" of the command. The name is left out
         # of the search: pairs-000404.tar would look like HTTP 404.
         if code not in (126, 127) and ABSENT.search(last.replace(name, "")):
             raise FileNotFoundError(last)
-        raise unreachable(self.place(name), f"exit code {code}: {last}")
+        raise self.unreachable(name, f"exit code {code}: {last}")
 
     def place(self, name: str) -> str:
         """Return the command with the file's name."""

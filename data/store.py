@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from data.files import new_file
-from data.folder import SMALL, Folder, Store, without_secrets
+from data.folder import SMALL, Folder, Store
 from data.remote import ObjectStore, Pipe, Web
 from get.errors import InputError
 
@@ -60,6 +60,11 @@ class Cached(Store):
         return data
 
 
+def is_address(text: str) -> bool:
+    """Say whether text names a system of files, not a folder; fsspec chains systems with `::`."""
+    return "://" in text or re.match(r"[a-zA-Z][\w+.-]*::", text) is not None
+
+
 Source = str | Path | Store
 
 
@@ -90,18 +95,25 @@ def _named(source: str | Path) -> Store:
     if source.startswith("pipe:"):
         if "{}" not in source:
             raise InputError(
-                f"expected a command with {{}} for the file's name, got {without_secrets(source)}; "
+                f"expected a command with {{}} for the file's name, got {Pipe(source)}; "
                 "write for instance 'pipe:cat /data/pairs/{}'"
             )
         return Pipe(source)
     if source.lower().startswith(("http://", "https://")):
-        if "@" in urlsplit(source).netloc:
+        try:
+            parts = urlsplit(source)
+            _ = parts.port
+        except ValueError as error:
             raise InputError(
-                f"expected an address without user and password, got {without_secrets(source)}; "
+                f"expected a web address, got {Web(source)}: {Web(source).told(error)}"
+            ) from error
+        if "@" in parts.netloc:
+            raise InputError(
+                f"expected an address without user and password, got {Web(source)}; "
                 "read through pipe:curl --user USER:PASSWORD --fail --silent ADDRESS/{}"
             )
         return Web(source)
-    if re.match(r"[a-zA-Z][\w+.-]*:(:|//)", source):  # fsspec chains systems with "::"
+    if is_address(source):
         store = ObjectStore(source)
         store.find()  # reports an unknown system now
         return store

@@ -15,15 +15,11 @@ import torch
 from torch import Tensor
 
 from data.claims import tidy
-from data.data_set import open_data_set
-from data.manifest import (
-    Manifest,
-    ShardRecord,
-    finished_shard,
-)
+from data.manifest import Manifest, ShardRecord
 from data.open_shard import OpenShard
 from data.pair_settings import PairSettings
 from data.pairs import Pairs
+from data.places import Place, open_site
 from data.teachers.open import open_teacher
 from data.teachers.teacher import Teacher
 from get.errors import InputError
@@ -47,19 +43,19 @@ def generate_shard(
     if shard < 0:
         raise InputError(f"expected shards numbered from 0, got {shard}")
     teacher, manifest = open_pairs(settings, device)
-    folder = settings.output_dir
-    if (record := finished_shard(folder, shard)) is None:
-        (record,) = write_shards(folder, [shard], teacher, manifest)
-        tidy(folder)
+    site = open_site(settings.output_dir)
+    if (record := site.finished(shard)) is None:
+        (record,) = write_shards(site, [shard], teacher, manifest)
+        tidy(site)
     return record
 
 
 def open_pairs(settings: PairSettings, device: torch.device | str) -> tuple[Teacher, Manifest]:
-    """Open the teacher and the data set in its folder; arguments as in `generate_shard`."""
+    """Open the teacher and the data set; arguments as in `generate_shard`."""
     sampler, execution = settings.teacher_settings()
     teacher = _teacher(settings.teacher, sampler, device, execution)
     manifest = describe(teacher, settings)
-    open_data_set(settings.output_dir, manifest)
+    open_site(settings.output_dir).open(manifest)
     return teacher, manifest
 
 
@@ -86,7 +82,7 @@ def describe(teacher: Teacher, settings: PairSettings) -> Manifest:
 
 
 def write_shards(
-    folder: Path,
+    place: Place,
     shards: Iterable[int],
     teacher: Teacher,
     manifest: Manifest,
@@ -98,7 +94,7 @@ def write_shards(
     and writes the images of earlier batches.
 
     Args:
-        folder: The data set, opened with `manifest`.
+        place: The data set, opened with `manifest`.
         shards: Numbers of the shards, from 0.
         teacher: The teacher of `manifest`.
         manifest: The settings.
@@ -106,9 +102,10 @@ def write_shards(
             unfinished shard is deleted.
 
     Raises:
-        InputError: If the teacher makes images that are not finite.
+        InputError: If the teacher makes images that are not finite, or the store cannot be reached.
         OSError: If the disk is full or the folder cannot be written to.
     """
+    site = open_site(place)
     records: list[ShardRecord] = []
     opened: deque[OpenShard] = deque()
     pending: deque[Future[ShardRecord | None]] = deque()
@@ -119,22 +116,27 @@ def write_shards(
                 records.append(record)
                 opened.popleft().close()
 
+    def publish(tar: OpenShard) -> ShardRecord | None:
+        record = tar.publish()
+        return record and site.keep(tar.folder, record)
+
     size = manifest.pairs_per_shard
-    try:
-        with ThreadPoolExecutor(1) as background:  # its exit waits for all submitted work
-            for indices, noise, labels in _draws(shards, manifest):
-                if indices.start % size == 0:
-                    opened.append(OpenShard(folder, indices.start // size, manifest))
-                tar, pairs = opened[-1], let_make(teacher, manifest, noise, labels)
-                pending.append(background.submit(tar.add, indices, pairs))
-                wait(at_most=AHEAD)
-                progress(len(indices))
-                if indices.stop % size == 0:
-                    pending.append(background.submit(tar.publish))
-            wait(at_most=0)
-    finally:
-        for tar in opened:
-            tar.close()
+    with site.workshop() as folder:
+        try:
+            with ThreadPoolExecutor(1) as background:  # its exit waits for all submitted work
+                for indices, noise, labels in _draws(shards, manifest):
+                    if indices.start % size == 0:
+                        opened.append(OpenShard(folder, indices.start // size, manifest))
+                    tar, pairs = opened[-1], let_make(teacher, manifest, noise, labels)
+                    pending.append(background.submit(tar.add, indices, pairs))
+                    wait(at_most=AHEAD)
+                    progress(len(indices))
+                    if indices.stop % size == 0:
+                        pending.append(background.submit(publish, tar))
+                wait(at_most=0)
+        finally:
+            for tar in opened:
+                tar.close()
     return records
 
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from get.equilibrium.vectors import full_precision
+
 SHRUNK = 8  # side of the images whose pixels are compared
 SMALLEST = 1e-9  # eigenvalue whose root is differentiated
 
@@ -54,7 +56,8 @@ class FrechetLoss:
         self.features = features
         reference = reference.double()
         self.reference_mean = reference.mean(0)
-        self.reference_trace, self.reference_root = _root(torch.cov(reference.T, correction=0))
+        centred = reference - self.reference_mean
+        self.reference_trace, self.reference_root = _root(centred.T @ centred / len(centred))
         self.moments = Moments(reference.shape[1], reference.device)
         self._batches: list[tuple[Tensor, Tensor]] = []  # moments of this step's micro-batches
 
@@ -66,7 +69,7 @@ class FrechetLoss:
         images are averaged.
         """
         mean, second = self.collect(images)
-        with torch.autocast(images.device.type, enabled=False), torch.enable_grad():
+        with full_precision(images.device), torch.enable_grad():
             at = [x.clone().requires_grad_() for x in (self.moments.mean, self.moments.second)]
             distance = self.distance(*at)
             by_mean, by_second = torch.autograd.grad(distance, at)
@@ -77,7 +80,7 @@ class FrechetLoss:
         self, images: Float[Tensor, "batch channels side side"]
     ) -> tuple[Float[Tensor, " features"], Float[Tensor, "features features"]]:
         """Keep the moments of a micro-batch for the next `update`, and return them."""
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             vectors = self.features(images.float()).double()
             mean, second = vectors.mean(0), vectors.T @ vectors / len(vectors)
         self._batches.append((mean.detach(), second.detach()))

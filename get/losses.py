@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from get.equilibrium import Adjoint, jacobian_penalty
 from get.errors import InputError
 from get.frechet import FrechetLoss
-from get.models import Equilibrium, Rollout, Student
+from get.models import Equilibrium, Rollout, Student, Trajectory
 
 HUBER = 0.00054  # times the root of an image's numbers (Sec. 3.3, arXiv:2310.14189)
 PERCEPTUAL_SIZE = 224  # perceptual networks look at images of this side, as in locuslab/get
@@ -116,15 +116,7 @@ class IterateLoss(nn.Module):
             rollout: Samples that begin later in their iteration.
             frechet_weight: Of the Frechet distance; 0 only collects moments, None does nothing.
         """
-        path = self.model.trajectory(
-            noise,
-            labels,
-            iterations=self.iterations,
-            z0=z0,
-            equilibrium=self.equilibrium,
-            rollout=rollout,
-        )
-        losses = torch.stack([self.loss(image, target) for image in path.images])
+        path, losses = self._follow(noise, labels, target, z0, rollout)
         penalty = None
         if penalty_draws and path.map is not None:
             with sdpa_kernel(SDPBackend.MATH):  # the one attention that differentiates twice
@@ -142,6 +134,37 @@ class IterateLoss(nn.Module):
             else:
                 self.frechet.collect(path.images[-1].detach())
         return Losses(losses, path.residual, penalty, path.adjoint, frechet)
+
+    def _follow(
+        self,
+        noise: Tensor,
+        labels: Tensor | None,
+        target: Tensor,
+        z0: Tensor | None,
+        rollout: Rollout | None,
+    ) -> tuple[Trajectory, Tensor]:
+        """Return the trajectory and the loss of every image on it."""
+        path = self.model.trajectory(
+            noise,
+            labels,
+            iterations=self.iterations,
+            z0=z0,
+            equilibrium=self.equilibrium,
+            rollout=rollout,
+        )
+        return path, torch.stack([self.loss(image, target) for image in path.images])
+
+    def compile_path(self, mode: str | None = None) -> None:
+        """Compile model, iterations and losses as one graph; weights keep their names.
+
+        There is a graph for every length of a rollout. An `equilibrium` cannot be compiled so: its
+        solve stops where the samples do.
+
+        Args:
+            mode: As for `torch.compile`; "reduce-overhead" records CUDA graphs.
+        """
+        whole = not isinstance(self.loss, nn.Module)  # networks of other packages may break it
+        self._follow = torch.compile(self._follow, fullgraph=whole, mode=mode)
 
 
 def image_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:

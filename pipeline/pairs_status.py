@@ -1,4 +1,4 @@
-"""How far a data set of pairs is: `python -m pipeline.pairs_status FOLDER [--json]`.
+"""How far a data set of pairs is: `python -m pipeline.pairs_status PAIRS [--json]`.
 
 It reads the names and times of the folder's files, and the claims of the jobs that are at work
 (data/claims.py), so it may be called at any time, as often as one likes, and next to any number of
@@ -6,18 +6,17 @@ jobs. Whether what is written is right is for verify_pairs.py to say.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import tyro
 from tqdm import tqdm
 
 from data.claims import Claim, read_claims
-from data.lock import clock
-from data.manifest import NAMES, read_manifest
+from data.manifest import read_manifest
+from data.places import Place, open_site
+from data.site import Site
 from get.errors import InputError
 from pipeline import cli
 from pipeline.recipes.settings_make import positive
@@ -31,13 +30,13 @@ class StatusConfig:
     """Say how far a data set of pairs is.
 
     Attributes:
-        folder: The data set.
+        pairs: The data set: a local folder, or its address in an object store.
         num_pairs: Pairs that it shall have; None is what the jobs at work were asked for, or else
             as many as its last shard needs.
         json: Print JSON.
     """
 
-    folder: tyro.conf.Positional[Path]
+    pairs: tyro.conf.Positional[str]
     num_pairs: int | None = None
     json: bool = False
 
@@ -99,28 +98,27 @@ class Status:
 
 def main(config: StatusConfig) -> None:
     """Print it."""
-    status = look(config.folder, config.num_pairs)
+    status = look(site := open_site(config.pairs), config.num_pairs)
     if config.json:
         print(json.dumps(asdict(status), indent=2))
     else:
-        print("\n".join(lines(status, config.folder)))
+        print("\n".join(lines(status, site)))
 
 
-def look(folder: Path, num_pairs: int | None = None) -> Status:
-    """Return how far a data set is.
+def look(place: Place, num_pairs: int | None = None) -> Status:
+    """Return how far a data set is, in a place that jobs write to.
 
     Raises:
-        InputError: If there is none in a local folder, or the number of pairs does not fit it.
+        InputError: If there is none, or the number of pairs does not fit it.
     """
-    if not folder.is_dir():
-        raise InputError(f"expected the local folder of a data set, got {folder}")
-    size = read_manifest(folder).pairs_per_shard
+    site = open_site(place)
+    size = read_manifest(site.store).pairs_per_shard
     if num_pairs is not None and num_pairs % size:
         raise InputError(f"expected num_pairs as a multiple of {size}, got {num_pairs}")
     # Claims first: a shard that is finished in between is done, not missing.
-    everyone = read_claims(folder)
-    finished = finished_times(folder)
-    now = clock(folder / "status")
+    everyone = read_claims(site)
+    finished = site.finished_times()
+    now = site.clock()
     claims = [claim for claim in everyone if claim.shard not in finished]
     asked = num_pairs // size if num_pairs else max((c.shards for c in claims), default=0)
     total = asked or max([*finished, *(c.shard for c in claims)], default=-1) + 1
@@ -141,23 +139,6 @@ def look(folder: Path, num_pairs: int | None = None) -> Status:
         seconds_left=(total - done) * size / rate if rate and working else None,
         jobs=jobs_of(working, now, size),
     )
-
-
-def finished_times(folder: Path) -> dict[int, float]:
-    """Return when each shard that has its tar and its record was finished."""
-    records, tars = {}, set()
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if (fits := NAMES.fullmatch(entry.name)) is None or fits[1] is None:
-                continue
-            if fits[2] == "tar":
-                tars.add(int(fits[1]))
-            else:
-                try:
-                    records[int(fits[1])] = entry.stat().st_mtime
-                except FileNotFoundError:  # somebody deletes it
-                    continue
-    return {shard: time for shard, time in records.items() if shard in tars}
 
 
 def rate_of(finished: dict[int, float], working: Sequence[Claim], size: int) -> float | None:
@@ -207,10 +188,10 @@ def gaps(known: set[int], total: int) -> list[tuple[int, int]]:
     return [(a + 1, b - 1) for a, b in pairwise(edges) if b > a + 1]
 
 
-def lines(status: Status, folder: Path) -> list[str]:
+def lines(status: Status, site: Site) -> list[str]:
     """Return the status as text."""
     missing = sum(last - first + 1 for first, last in status.missing)
-    head = f"{status.done} of {status.shards} shards are written to {folder}"
+    head = f"{status.done} of {status.shards} shards are written to {site}"
     head += f", {len(status.in_work)} in work, {missing} missing"
     if status.pairs_per_second:
         head += f"; {status.pairs_per_second:,.0f} pairs/s"

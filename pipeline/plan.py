@@ -29,7 +29,7 @@ from pipeline.jobs.checkpoints import latest
 from pipeline.jobs.run import finished
 from pipeline.jobs.run_json import flat
 from pipeline.recipes import RECIPES
-from pipeline.recipes.settings_train import PlanConfig
+from pipeline.recipes.settings_measure import PlanConfig
 from pipeline.training.build import build_student, check_batch
 from pipeline.training.data_sets import DataSet, build_order, check_alike
 from pipeline.training.pairs_on_disk import PairsOnDisk, find_pairs
@@ -118,7 +118,8 @@ def data(config: PlanConfig, pairs: PairsOnDisk, total: int) -> list[str]:
 def disk(config: PlanConfig, cost: StepCost) -> str:
     """Return the space that checkpoints and result need, and what is free."""
     kept, space = config.checkpoints_total_limit, free(config.output_dir)
-    averages = MOST * cost.averages // 2  # float16
+    files = min(-(-config.max_train_steps // config.checkpointing_steps), MOST)
+    averages = files * cost.averages // 2  # float16
     need = cost.checkpoint * (kept + 1) + cost.weights + averages
     lack = "" if need <= space else ": TOO LITTLE; choose another output_dir"
     return (

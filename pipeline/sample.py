@@ -46,7 +46,7 @@ def main(config: SampleConfig) -> None:
     open_folder(folder, settings_of(config))
     missing = [n for n in names[rank::world] if not image_path(folder, n.number).exists()]
     if config.compile:
-        pipeline.model.compile()
+        pipeline.model.compile(mode="reduce-overhead" if config.cuda_graphs else None)
     write_images(config, pipeline, missing)
     if not missing:
         print(f"{len(names)} images in {folder} are made; nothing to do")
@@ -83,8 +83,9 @@ def write_images(config: SampleConfig, pipeline: GETPipeline, names: list[Name])
         written = files.submit(lambda: None)
         for at in range(0, len(names), config.batch_size):
             batch = names[at : at + config.batch_size]
-            draws = drawn(pipeline.model, batch, config.class_labels)
-            images = made(pipeline, draws, config.iterations, config.tol, delta)
+            more = config.batch_size - len(batch) if config.compile and at else 0
+            draws = drawn(pipeline.model, batch + batch[:1] * more, config.class_labels)
+            images = made(pipeline, draws, config.iterations, config.tol, delta)[: len(batch)]
             written.result()
             written = files.submit(write_pngs, config.output_dir, batch, images)
             bar.update(len(batch))

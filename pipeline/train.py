@@ -12,12 +12,10 @@ if __name__ == "__main__":
     cli.check_arguments(students)
 
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from data.files import new_file
 from data.mixture import Mixture
@@ -25,7 +23,7 @@ from data.reader import batches
 from get.models import Student
 from get.pipeline_get import GETPipeline
 from pipeline.jobs.checkpoints import latest
-from pipeline.jobs.processes import check_launcher, check_processes
+from pipeline.jobs.processes import check_launcher, check_processes, together
 from pipeline.jobs.run import Run, finished
 from pipeline.jobs.state import start_from
 from pipeline.jobs.trackers import check_trackers, start_trackers, track_picture
@@ -45,8 +43,6 @@ from pipeline.training.step_cost import summary
 from pipeline.training.vae import find_vae
 from pipeline.training.validation import Validation
 
-PATIENCE = timedelta(minutes=30)  # with a process that does not answer, before all end
-
 
 def main(config: TrainConfig) -> None:
     """Train a student; the same command continues, and does nothing once the run is finished."""
@@ -57,10 +53,7 @@ def main(config: TrainConfig) -> None:
         mixed_precision="no",
         log_with=list(config.report_to) or None,
         project_dir=config.output_dir.parent,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # no second copy of them
-            InitProcessGroupKwargs(timeout=PATIENCE),
-        ],
+        kwargs_handlers=together(),
     )
     check_processes(accelerator)
     check_batch(config, accelerator.num_processes)
@@ -119,6 +112,7 @@ def main(config: TrainConfig) -> None:
                     run.log(number, damaged_shards=skipped.count(order, accelerator))
     if accelerator.is_main_process:
         print(f"student {config.output_dir}")
+    accelerator.state.destroy_process_group()  # or NCCL complains
 
 
 def validate(run: Run, validation: Validation, model: Student, number: int) -> None:

@@ -19,7 +19,10 @@ from .test_run import config, fresh_state
 
 
 def run(
-    folder: Path, accelerator: Accelerator, spoil: Callable[[int, torch.Tensor], object]
+    folder: Path,
+    accelerator: Accelerator,
+    spoil: Callable[[int, torch.Tensor], object],
+    data: object = None,
 ) -> str:
     """Run to the end or its error; `spoil` gets the weights before restore (step -1) and in steps.
 
@@ -28,7 +31,7 @@ def run(
     state = fresh_state()
     weights = next(state.modules["model"].parameters()).data
     try:
-        with Run(config(folder), accelerator) as opened:
+        with Run(config(folder), accelerator, data) as opened:
             spoil(-1, weights)
             start = opened.restore(state)
             for step in opened.steps(start, state, lambda folder, model: None):
@@ -52,6 +55,8 @@ def main(folder: Path) -> None:
         "start": run(folder / "start", accelerator, only(-1)),
         # rank 1 has no checkpoint in a folder of its own; rank 0 goes on from step 4
         "folders": run(folder / ("drift", "empty")[rank], accelerator, only(-9)),
+        # rank 1 counted the shards after another one was written
+        "shards": run(folder / "shards", accelerator, only(-9), {"shards": 4 + rank}),
     }
     write_json(folder / f"{rank}.json", ends)
 
@@ -65,6 +70,7 @@ def test_processes_that_are_not_alike_end_in_one_line(tmp_path: Path, script: Sc
         assert "the last good checkpoint is" in ends["drift"]
         assert "InputError: expected all processes to start with the same" in ends["start"]
         assert "InputError: expected all processes to start with the same" in ends["folders"]
+        assert "InputError: expected the same data in all processes" in ends["shards"]
         assert not any("\n" in end for end in ends.values())
     assert checkpoints(tmp_path / "drift" / "run") == [2, 4]
 

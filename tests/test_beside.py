@@ -17,7 +17,7 @@ from torch import nn
 from pipeline.benchmarks import saving
 from pipeline.cli import Failed
 from pipeline.jobs.beside import Beside
-from pipeline.jobs.host_copy import HostCopy
+from pipeline.jobs.host_copy import HostCopy, TrainState
 from pipeline.jobs.run import Run, finished
 
 from .runs import checkpoints
@@ -74,6 +74,23 @@ def test_the_result_gets_the_averaged_weights_of_its_step(tmp_path):
     assert copy.average.weight.data_ptr() == copy.files["ema"]["weight"].data_ptr()
     assert not copy.average.weight.requires_grad
     assert (weight == 4).all()
+
+
+@pytest.mark.gpu
+def test_a_copy_from_a_gpu_is_pinned_and_of_its_moment_though_nobody_waits():
+    model = nn.Linear(4096, 4096, device="cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(1, 4096, device="cuda")).sum().backward()
+    optimizer.step()
+    copy = HostCopy(TrainState({"ema": model}, {"optimizer": optimizer}, ()))
+    with torch.no_grad():
+        model.weight.fill_(3)
+        copy.take()
+        model.weight.fill_(4)
+    copy.wait()
+    assert (copy.files["ema"]["weight"] == 3).all()
+    assert all(x.is_pinned() for tensors in copy.files.values() for x in tensors.values())
+    assert copy.average.get_parameter("weight").device.type == "cpu"
 
 
 def full(folder: Path, model: nn.Module) -> None:

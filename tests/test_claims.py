@@ -271,8 +271,9 @@ def test_bad_input_to_status_is_one_line(tmp_path, here):
     (tmp_path / "empty").mkdir()
     folder = write_pairs(tmp_path / "pairs", 1)
     for arguments, shown in (
-        ((tmp_path / "none",), "expected the local folder of a data set, got"),
-        (("s3://bucket/pairs",), "expected the local folder of a data set, got"),
+        ((tmp_path / "none",), "no readable manifest.json"),
+        (("memory://status/none",), "no readable manifest.json"),
+        (("https://host/pairs",), "expected a local folder or an object store (s3,"),
         ((tmp_path / "empty",), "no readable manifest.json"),
         ((folder, "--num_pairs", 7), "expected num_pairs as a multiple of 6, got 7"),
         ((folder, "--num_pairs", -6), "expected num_pairs above 0, got -6"),

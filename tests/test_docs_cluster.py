@@ -1,4 +1,4 @@
-"""docs/cluster.md shows the scripts that the tests of clusters run; Slurm's does what it says."""
+"""docs/cluster.md shows the scripts that the tests of clusters run; Slurm's do what they say."""
 
 import signal
 import subprocess
@@ -13,7 +13,8 @@ FOLDER = ROOT / "tests" / "cluster"
 SCRIPTS = sorted(
     path.name
     for path in FOLDER.iterdir()
-    if path.is_file() and not path.name.startswith(("test_", "conftest", "__init__"))
+    if path.suffix in (".sh", ".sbatch", ".py")
+    and not path.name.startswith(("test_", "conftest", "__init__"))
 )
 FAKES = {  # what Slurm provides, on this machine
     "srun": """#!/bin/bash
@@ -23,6 +24,7 @@ if [ $ENDS ]; then exit 0; fi
 while true; do sleep 0.05; done
 """,
     "scontrol": """#!/bin/bash
+if [ "$1" = show ]; then echo one; echo two; exit; fi
 echo "scontrol $*" >> $LOG
 """,
 }
@@ -35,36 +37,47 @@ def test_the_page_shows_a_script_as_it_is_run(name):
     assert shown in (ROOT / "docs" / "cluster.md").read_text()
 
 
+JOB = "tests/cluster/node.sh 2 one:29500 8 -m pipeline.train digits"
+SUBMITTED = {  # what the script is given, and what it hands to srun
+    "requeue.sbatch": (("python", "-m", "pipeline.train", "digits"),) * 2,
+    "train.sbatch": (("digits",), tuple(JOB.split())),
+}
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    ("ends", "array", "again"),
+    ("name", "ends", "array", "again"),
     [
-        ("", {}, ["stopped", "scontrol requeue 77"]),
+        ("requeue.sbatch", "", {}, ["stopped", "scontrol requeue 77"]),
+        ("train.sbatch", "", {}, ["stopped", "scontrol requeue 77"]),
         # 77 would queue all elements again: one of them has the number of the array
         (
-            *("", {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}),
+            *("requeue.sbatch", "", {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}),
             ["stopped", "scontrol requeue 77_3"],
         ),
-        ("1", {}, []),
+        ("requeue.sbatch", "1", {}, []),
+        ("train.sbatch", "1", {}, []),
     ],
-    ids=["time limit", "element", "done"],
+    ids=["time limit", "training's", "element", "done", "training done"],
 )
 def test_the_slurm_script_queues_itself_again_at_a_time_limit_and_only_then(
-    tmp_path: Path, ends: str, array: dict[str, str], again: list[str]
+    tmp_path: Path, name: str, ends: str, array: dict[str, str], again: list[str]
 ) -> None:
-    for name, text in FAKES.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
+    for command, text in FAKES.items():
+        (tmp_path / command).write_text(text)
+        (tmp_path / command).chmod(0o755)
     log = tmp_path / "log"
     variables = environment() | {"LOG": str(log), "ENDS": ends, "SLURM_JOB_ID": "77"} | array
     variables["PATH"] = f"{tmp_path}:{variables['PATH']}"
-    command = ["bash", FOLDER / "requeue.sbatch", "python", "-m", "pipeline.train", "digits"]
-    job = subprocess.Popen(command, env=variables)
+    variables |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+    variables |= {"SLURM_GPUS_ON_NODE": "8"}
+    given, handed_on = SUBMITTED[name]
+    job = subprocess.Popen(["bash", FOLDER / name, *given], env=variables)
     while not log.exists() or not log.read_text().endswith("\n"):
         time.sleep(0.02)
     if not ends:
         job.send_signal(signal.SIGUSR1)  # what --signal=B:USR1@120 does
     job.wait()
     lines = log.read_text().splitlines()
-    assert lines[0] == "srun python -m pipeline.train digits"
+    assert lines[0] == " ".join(("srun", *handed_on))
     assert lines[1:] == again

@@ -28,7 +28,8 @@ def test_every_part_is_rehearsed(part, tmp_path, here):
     assert found["rehearsal"] is True
     if part == "steps":
         assert [r["way"] for r in found["rows"]] == [
-            "TF32", "bf16", "bf16, compiled", "bf16, checkpointed", "bf16, phantom"
+            "TF32", "bf16", "bf16, compiled", "bf16, CUDA graphs", "bf16, checkpointed",
+            "bf16, phantom",
         ]  # fmt: skip
     if part in ("steps", "sampling"):
         assert all(r["seconds"] > 0 and 0 < r["of_limit"] < 2 for r in found["rows"])

@@ -259,7 +259,9 @@ def test_in_bf16_labels_lift_no_attention_to_float32_and_tokens_are_contiguous(m
     monkeypatch.setattr(layers.F, "scaled_dot_product_attention", spy)
     noise, labels = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
     with torch.autocast("cpu", torch.bfloat16):
-        model(noise, labels)
+        images = model(noise, labels)
     assert {*seen} == {(torch.bfloat16,) * 3}
+    assert images.dtype == torch.float32  # of which the loss takes differences
+    assert not torch.equal(images, images.bfloat16().float())
     tokens, _ = model.embed(noise, labels)
     assert tokens.is_contiguous()

@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from data.teachers.open import open_teacher
+from data.teachers.settings import Sampler
 from get.ema import PowerEMA
 from get.errors import InputError
+from get.noise import draw
 from get.pipeline_get import GETPipeline
 from get.power_functions import WIDEST, Profile, exponent, fit, inner_product
 from pipeline.conversions.ema import add_up, find
@@ -178,6 +181,10 @@ def test_a_run_with_averages_goes_on_with_the_same_bits(train, pairs, averaged, 
     command = tmp_path / "run", "--pairs", pairs, "--ema_sigma_rel", *WIDTHS
     train(*command, at=writing(8))
     assert checkpoints(tmp_path / "run") == [4]
+    full = train(*command, file_bytes=4096)  # too few for the averages, which are written first
+    assert full.codes == [1]
+    assert "File too large; the last good checkpoint is" in full.err.splitlines()[-1]
+    assert checkpoints(tmp_path / "run") == [4]
     completed(train(*command))
     assert_same(tmp_path / "run", averaged)
     assert list(averages.saved(averaged)) == [*range(EVERY, STEPS + 1, EVERY)]
@@ -208,6 +215,24 @@ def test_the_command_writes_a_result_with_an_average_of_any_width(averaged, tmp_
     )
     for name, value in exact.items():
         torch.testing.assert_close(tracked[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_a_training_can_start_from_one_with_averages(train, pairs, averaged, tmp_path):
+    checkpoint = averaged / "checkpoints" / f"checkpoint-{STEPS}"
+    result = train(tmp_path / "run", "--pairs", pairs, "--init_from", checkpoint)
+    assert "their average and the optimiser's moments in" in completed(result).out
+
+
+def test_a_teachers_average_is_made_in_the_same_way(tmp_path, here):
+    few = "--max_train_steps", 6, "--checkpointing_steps", 2, "--ema_sigma_rel", *WIDTHS
+    completed(here("train_teacher", "smoke", *few, "--output_dir", tmp_path / "run"))
+    given = "ema", "--run", tmp_path / "run", "--sigma_rel", 0.07
+    completed(here("convert", *given, "--output_dir", tmp_path / "out"))
+    made, own = (open_teacher(tmp_path / x, Sampler(steps=2), "cpu") for x in ("out", "run"))
+    noise, labels = draw(0, range(2), own.image_shape, own.num_classes)
+    images = made(noise, labels)
+    assert torch.isfinite(images).all()
+    assert not torch.equal(images, own(noise, labels))
 
 
 def test_what_cannot_be_averaged_is_refused_in_one_line(averaged, smoke, tmp_path, here):

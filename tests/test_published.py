@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.order import choose_streams
+from data.order import choose_streams, rows_of
 from data.teachers.settings import Execution, Sampler
 from get.noise import draw
 from pipeline import recipes
@@ -140,6 +140,10 @@ def test_the_pairs_fit_the_order_of_training():
         assert shards * pairs.pairs_per_shard in (1_000_000, 3_000_000)
         assert choose_streams(shards, student.global_batch_size, readers=8) == 8
         assert pairs.pairs_per_shard % pairs.teacher_batch_size == 0
+        size = student.global_batch_size
+        for processes, workers in (8, 2), (16, 0), (32, 2):  # up to four machines of eight
+            parts = [rows_of(size, rank, processes, workers) for rank in range(processes)]
+            assert [row for part in parts for rows in part for row in rows] == [*range(size)]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -116,6 +116,16 @@ def test_what_accelerate_was_told_otherwise_is_refused():
         check_launcher("no", 2, {precision: "bf16"})
     with pytest.raises(InputError, match=r"gradient_accumulation_steps 2 .*, got '4'"):
         check_launcher("no", 2, {steps: "4"})
+    check_launcher("no", 1, {"ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_FSDP": "false"})
+    with pytest.raises(InputError, match="no dynamo backend from accelerate, got 'INDUCTOR'; give"):
+        check_launcher("no", 1, {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"})
+
+
+@pytest.mark.parametrize("strategy", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_sharded_weights_are_refused_with_what_takes_less_memory(strategy):
+    """On CPUs accelerate would train unsharded, without a word."""
+    with pytest.raises(InputError, match=f"got {strategy}; launch without it: pipeline.plan says"):
+        check_launcher("no", 1, {f"ACCELERATE_USE_{strategy}": "true"})
 
 
 def test_the_jacobian_penalty_is_applied_with_its_probability(tmp_path):

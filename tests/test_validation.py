@@ -16,13 +16,15 @@ from data.mixture import Mixture
 from data.order import Order
 from get import noise
 from get.models import GET
+from pipeline.recipes import RECIPES
 from pipeline.recipes.settings_train import TrainConfig
-from pipeline.training.validation import Validation
+from pipeline.training.validation import Validation, keeps
 
 from .problems import Softsign, tiny_get
 from .processes import ROOT, Script, completed
 from .shards import write_pairs
 
+PUBLISHED_SHARD = RECIPES["cifar10"].pairs.pairs_per_shard
 HELD_OUT = 103  # pairs, which 2 does not divide
 
 
@@ -93,6 +95,13 @@ def test_the_start_of_a_held_out_pair_is_drawn_once(digit_pairs, monkeypatch):
     ours.picture(model)
     assert figures[0] == figures[2]
     assert drawn[noise.START, HELD_OUT - 1] == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_the_starts_of_a_published_shard_are_kept_on_any_number_of_gpus(processes):
+    count = -(-PUBLISHED_SHARD // processes)
+    assert keeps(count, (256, 768), processes)  # GET-B/2: 200,000 numbers an image, slow to draw
+    assert not keeps(10 * count, (256, 768), processes)
 
 
 def test_bf16_trainings_are_validated_in_bf16(digit_pairs):

@@ -197,7 +197,7 @@ def test_generate_shard_is_one_pure_call(tmp_path, pack):
             generate_shard(replace(settings, teacher=str(tmp_path / "no-such")), shard)
     with pytest.raises(InputError, match="numbered from 0, got -1"):
         generate_shard(settings, -1)
-    leftover = hidden_path(settings.output_dir / "pairs-000003.tar")
+    leftover = hidden_path(Path(settings.output_dir) / "pairs-000003.tar")
     leftover.touch()  # of a worker that was killed
     generate_shard(settings, 3)
     assert not leftover.exists()
@@ -212,7 +212,8 @@ def test_generate_shard_is_one_pure_call(tmp_path, pack):
         ({"pairs_per_shard": 0}, "pairs_per_shard above 0, got 0"),
         ({"teacher_batch_size": -1}, "teacher_batch_size above 0"),
         ({"seed": 2**64}, r"seed from 0 to 2\^64 - 1"),
-        ({"output_dir": "pairs"}, "output_dir as a Path, got 'pairs'"),
+        ({"output_dir": 7}, "output_dir as a path or address, got 7"),
+        ({"output_dir": "https://host/pairs"}, "a local folder or an object store"),
         ({"output_dir": Path("s3://bucket")}, "a local folder to write to, got the address"),
     ],
 )

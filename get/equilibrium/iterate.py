@@ -7,7 +7,6 @@ interface, `gradient.py` differentiates.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from get.equilibrium.carry import Carry
 from get.equilibrium.outcome import Outcome, measure, moves_on, relative
-from get.equilibrium.vectors import wide
+from get.equilibrium.vectors import full_precision, wide
 
 Flat: TypeAlias = Float[Tensor, "batch dimension"]
 Select: TypeAlias = Literal["best", "last", "lowest_residual"]
@@ -123,8 +122,6 @@ def iterate(
     iterates: list[Tensor] = []
     lengths: list[Tensor] = []  # |f(z) - z| at every measurement, nan for removed samples
     sizes: list[Tensor] = []  # |f(z)| or `unit`
-    autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
-    full_precision = torch.autocast(device.type, enabled=False) if autocast else nullcontext()
 
     def whole(values: Tensor) -> Tensor:
         """Spread the values of the rows over the original batch, nan for removed samples."""
@@ -154,7 +151,7 @@ def iterate(
 
         # Evaluate f; let the solver propose the next state; rows that have stopped keep theirs.
         z, fz = rows.z, f(rows.z, *inputs)
-        with full_precision:
+        with full_precision(device):
             proposal, state = solver.step(step - 1, z, fz, state)
         rows.z = still(z, proposal)
         if keep_iterates:

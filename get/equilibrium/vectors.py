@@ -4,9 +4,17 @@ Norms and small linear systems need float32: a norm overflows in float16, and to
 for half types.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context without autocast."""
+    autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if autocast else nullcontext()
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

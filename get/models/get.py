@@ -276,6 +276,11 @@ class GET(Student):
             z = self._part(block, z)
         return self._part(self.decode, z)
 
+    def compile_parts(self) -> None:
+        """Compile what runs before, in and after an iteration, for any batch: samples leave it."""
+        for name in ("problem", "equilibrium_map", "image_of"):
+            setattr(self, name, torch.compile(getattr(self, name), fullgraph=True))
+
     def _part(self, part: nn.Module, *inputs: Tensor | None) -> Tensor:
         """Call a part of the model; with gradient checkpointing only its inputs are kept."""
         return recomputed(part, *inputs) if self.gradient_checkpointing else part(*inputs)

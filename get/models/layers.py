@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from get.equilibrium import Apply, direct
+from get.equilibrium.vectors import full_precision
 from get.errors import InputError
 
 EPS = 1e-6  # of every LayerNorm
@@ -139,8 +140,10 @@ class Decode(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens width"]
     ) -> Float[Tensor, "batch channels side side"]:
-        """Decode tokens to images."""
-        return unpatchify(self.linear(self.norm(tokens)), self.patch, self.channels)
+        """Decode tokens to images; under autocast too in the weights' precision, for the loss."""
+        with full_precision(tokens.device):
+            values = self.linear(self.norm(tokens).to(self.linear.weight.dtype))
+        return unpatchify(values, self.patch, self.channels)
 
 
 def check_call(

@@ -158,3 +158,7 @@ class Student(ModelMixin, ConfigMixin):
             rollout: Samples that begin later in their iteration; None lets all begin at `z0`.
         """
         return Trajectory(self.images(noise, labels, iterations=iterations, z0=z0)[None])
+
+    def compile_parts(self) -> None:
+        """Compile, in place, what is the same from one iteration to the next: here the blocks."""
+        self.compile_repeated_blocks()

@@ -112,10 +112,11 @@ def steps(config: GpuConfig) -> Figures:
                 "TF32": published,
                 "bf16": bf16,
                 "bf16, compiled": replace(bf16, compile=True),
+                "bf16, CUDA graphs": replace(bf16, compile=True, cuda_graphs=True),
                 "bf16, checkpointed": replace(bf16, gradient_checkpointing=True),
                 "bf16, phantom": replace(bf16, gradient="phantom"),
             }
-            # one after the other: five optimisers do not fit beside each other
+            # one after the other: six optimisers do not fit beside each other
             for name, train_config in ways.items():
                 rows.append({"size": size, "batch": batch, "way": name}
                             | one_way(settings, train_config, device, config.repeats))  # fmt: skip
@@ -126,10 +127,13 @@ def one_way(
     settings: TrainBenchmarkConfig, train_config: TrainConfig, device: torch.device, repeats: int
 ) -> Figures:
     """Return rate, share of the limit of bf16, and peak memory of a step."""
+    plain = replace(train_config, compile=False, cuda_graphs=False)
+    counted = build_step(settings, plain, device)
+    few = random_pairs(counted.student, 1)
+    macs = count_step(counted.module, plain, few, counted.random_start(0, 1)).macs
+    del counted
     step = build_step(settings, train_config, device)
     batch = random_pairs(step.student, settings.batch_size)
-    few = random_pairs(step.student, 1)
-    macs = count_step(step.module, train_config, few, step.random_start(0, 1)).macs
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 
 from data.files import new_file, read_json, write_json
-from data.folder import without_secrets
+from data.folder import one_line
 from get.errors import InputError
 from get.images import grid, to_uint8
 from get.models import Student
@@ -126,7 +126,7 @@ def publish(folder: Path, repo_id: str, *, private: bool, api: HfApi | None = No
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Export")
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        line = " ".join(without_secrets(str(error)).split())[:300]
+        line = one_line(error)
         raise InputError(
             f"expected to publish {folder} as {repo_id}, got {type(error).__name__}: {line}; "
             "log in with `hf auth login`, then upload the folder with `hf upload`"

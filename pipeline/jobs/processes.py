@@ -1,21 +1,44 @@
-"""The processes of a job: which one this is, its device, and whether all of them take part."""
+"""The processes of a job: which one this is, its device, whether all take part, and how."""
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from hashlib import sha256
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    KwargsHandler,
+)
+from torch import Tensor
 
 from get.errors import InputError
 
-SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
+PATIENCE = timedelta(minutes=30)  # with a process that does not answer, before all end
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 """Variables of torchrun, Open MPI, MPICH and srun; mpirun may have been started by srun."""
 
 
+def together() -> list[KwargsHandler]:
+    """Return how processes train together: what DDP and the process group are told.
+
+    Gradients lie in the buckets that are summed, without a copy. Students have no buffers, which
+    DDP would send around in every step. A static graph would save nothing: every weight has a
+    gradient in every step, and the last phase of a training has another graph.
+    """
+    return [
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        InitProcessGroupKwargs(timeout=PATIENCE),
+    ]
+
+
 def check_processes(accelerator: Accelerator, at_most: int | None = None) -> None:
-    """Check the launch: every launched process takes part, at most `at_most` of them, unsharded.
+    """Check the launch: every launched process takes part, at most `at_most` of them.
 
     Raises:
         InputError: If not. `accelerate launch --cpu --num_processes 2` starts one process, and
@@ -27,11 +50,6 @@ def check_processes(accelerator: Accelerator, at_most: int | None = None) -> Non
             f"expected {launched} processes to work together, got {together}; on CPUs launch with "
             "ACCELERATE_USE_CPU=1 torchrun --standalone --nproc_per_node N -m pipeline.NAME"
         )
-    if (strategy := accelerator.distributed_type) in SHARDED:
-        raise InputError(
-            f"expected whole weights on every process, as DDP keeps them, got {strategy.value}; "
-            "launch without it: saving and averaging sharded weights is not built"
-        )
     if at_most and together > at_most:
         raise InputError(f"expected at most {at_most} process, got {together}")
 
@@ -39,14 +57,27 @@ def check_processes(accelerator: Accelerator, at_most: int | None = None) -> Non
 def check_launcher(
     precision: str, micro_steps: int, environment: Mapping[str, str] = os.environ
 ) -> None:
-    """Check that accelerate was not told, by a flag of `accelerate launch`, another precision.
+    """Check that accelerate was not told, by a flag of `accelerate launch`, what is ours to say.
 
-    The same goes for the number of micro-steps. Both are settings of the script, and accelerate's
-    would have no effect. `accelerate launch` without a flag says "no".
+    Precision, micro-steps and compiling are settings of the script; accelerate's would have no
+    effect, or compile once more. `accelerate launch` without a flag says "no". Weights are not
+    sharded, and on CPUs accelerate itself would not say so.
 
     Raises:
         InputError: If it was.
     """
+    for strategy in SHARDED:
+        if environment.get(f"ACCELERATE_USE_{strategy}", "false").lower() in ("true", "1"):
+            raise InputError(
+                f"expected whole weights on every process, as DDP keeps them, got {strategy}; "
+                "launch without it: pipeline.plan says what a process takes, and "
+                "--gradient_checkpointing or --gradient phantom take less"
+            )
+    if (compiler := environment.get("ACCELERATE_DYNAMO_BACKEND", "no")).lower() != "no":
+        raise InputError(
+            f"expected no dynamo backend from accelerate, got {compiler!a}; give --compile after "
+            "the name of the script"
+        )
     for variable, flag, ours, default in (
         ("ACCELERATE_MIXED_PRECISION", "mixed_precision", precision, "no"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps", micro_steps, "1"),
@@ -57,6 +88,19 @@ def check_launcher(
                 f"expected {flag} {ours} from accelerate too, got {theirs!a} ({variable}); "
                 f"give --{flag} after the name of the script, where alone it has an effect"
             )
+
+
+def all_equal(facts: Sequence[int | Tensor], accelerator: Accelerator) -> bool:
+    """Say whether these whole numbers are the same in all processes, and wait for all of them."""
+    row = torch.stack([torch.as_tensor(x, device=accelerator.device) for x in facts])
+    rows = accelerator.gather(row[None])
+    return bool((rows == rows[0]).all())
+
+
+def fingerprint(data: object) -> int:
+    """Return a number of 60 bits that other data, as JSON, hardly share."""
+    text = json.dumps(data, default=str, sort_keys=True)
+    return int(sha256(text.encode()).hexdigest()[:15], 16)
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:

@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from data.derive import Whole
-from data.folder import Folder, without_secrets
+from data.folder import Folder, one_line
 from data.manifest import Manifest, finished_shard, record_name, tar_name
 from get.errors import InputError
 
@@ -52,7 +52,7 @@ def push(whole: Whole, repo_id: str, *, private: bool = False, api: HfApi | None
             commit_message="Manifest and records",
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        line = " ".join(without_secrets(str(error)).split())[:300]
+        line = one_line(error)
         raise InputError(
             f"expected to publish {store} as {repo_id}, got {type(error).__name__}: {line}; "
             "log in with `hf auth login`, then run the same command again"

@@ -40,6 +40,7 @@ from pipeline.jobs.checkpoints import (
 )
 from pipeline.jobs.host_copy import HostCopy, TrainState
 from pipeline.jobs.metrics import Metrics
+from pipeline.jobs.processes import all_equal, fingerprint
 from pipeline.jobs.profiler import Profiler
 from pipeline.jobs.run_json import keep_settings
 from pipeline.recipes.settings_make import TrainingConfig
@@ -88,7 +89,12 @@ class Run:
             except BaseException:
                 self._lock.close()
                 raise
-        self.accelerator.wait_for_everyone()
+        if not all_equal([fingerprint(self.data)], self.accelerator):
+            raise InputError(
+                f"expected the same data in all processes, got others in process "
+                f"{self.accelerator.process_index}; start once the data are complete, on machines "
+                "that share them"
+            )
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -257,14 +263,11 @@ class Run:
         """Say whether all processes are at this step, with weights of the same bytes (sums)."""
         if self.accelerator.num_processes == 1:
             return True
-        device = self.accelerator.device
-        facts = [torch.tensor(int(finished(self.path)), device=device)]
-        facts += [torch.tensor(step, device=device)]
+        facts: list[int | Tensor] = [int(finished(self.path)), step]
         for module in state.modules.values():
             for value in module.state_dict().values():
                 facts.append(value.reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
-        rows = self.accelerator.gather(torch.stack(facts)[None])
-        return bool((rows == rows[0]).all())
+        return all_equal(facts, self.accelerator)
 
     def published(self) -> list[str]:
         """Return the files of the newest checkpoint's result, relative to its folder."""

@@ -22,7 +22,7 @@ FREE = {
     *("dataloader_num_workers", "overwrite_output_dir", "train_batch_size"),
     *("gradient_accumulation_steps", "gradient_checkpointing", "compile", "validation_steps"),
     *("feature_network", "real_images", "report_to", "pairs_cache", "skip_damaged_shards"),
-    *("vae", "shard_memory", "profile_steps"),
+    *("vae", "shard_memory", "profile_steps", "cuda_graphs"),
     *("allow_config_change", "check"),
 }
 

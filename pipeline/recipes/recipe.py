@@ -17,11 +17,10 @@ from pipeline.recipes.settings_make import (
     SampleConfig,
     TeacherConfig,
 )
-from pipeline.recipes.settings_measure import EvaluateConfig
+from pipeline.recipes.settings_measure import EvaluateConfig, PlanConfig
 from pipeline.recipes.settings_train import (
     Architecture,
     GETModel,
-    PlanConfig,
     TrainConfig,
     ViTModel,
 )

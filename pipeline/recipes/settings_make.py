@@ -234,6 +234,7 @@ class SampleConfig:
         strip: An image, by the number in its file name, whose iterates are shown side by side.
         interpolate: Two images, by number: ten are made from the first to the second.
         compile: Compile the model, which takes a minute and pays for thousands of images.
+        cuda_graphs: Also record it as a CUDA graph, which pays for small batches. Not run yet.
         batch_size: Images at once; has no influence on them.
     """
 
@@ -250,6 +251,7 @@ class SampleConfig:
     strip: int | None = None
     interpolate: tuple[int, int] | None = None
     compile: bool = False
+    cuda_graphs: bool = False
     batch_size: int = 256
 
     def __post_init__(self) -> None:
@@ -260,3 +262,8 @@ class SampleConfig:
             unsigned(number)
         if not 0 <= self.tol < 1:
             raise InputError(f"expected tol in [0, 1), got {self.tol}")
+        if self.cuda_graphs and (self.tol or not self.compile):
+            raise InputError(
+                f"expected compile and no tol for cuda_graphs, got compile {self.compile} and tol "
+                f"{self.tol}; leave cuda_graphs out"
+            )

@@ -1,4 +1,4 @@
-"""The settings of what measures students: evaluations, diagnoses, reports."""
+"""The settings of what measures students: plans, evaluations, diagnoses, reports."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,23 @@ from typing import Literal
 
 from get.errors import InputError
 from pipeline.recipes.settings_make import positive, unsigned, within
+from pipeline.recipes.settings_train import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(TrainConfig):
+    """Say what a training would do, take and find; nothing is done.
+
+    Attributes:
+        num_processes: Processes (GPUs) to plan for.
+    """
+
+    num_processes: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        super().__post_init__()
+        positive(num_processes=self.num_processes)
 
 
 @dataclass(frozen=True, kw_only=True)

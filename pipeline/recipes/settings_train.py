@@ -152,7 +152,8 @@ class TrainConfig(TrainingConfig):
         frechet_images: Images over which moments of the student's features are averaged.
         jacobian_weight: Weight of the Jacobian penalty |df/dz|_F^2 / d; 0 is without.
         jacobian_probability: Share of the steps in which it is applied.
-        compile: Run the blocks through torch.compile; weights keep their names.
+        compile: Run the model through torch.compile; weights keep their names.
+        cuda_graphs: Record the step as CUDA graphs, for few images a GPU; not run on one yet.
         dataloader_num_workers: Processes that read and decode; 0 reads in the training process.
         validation_steps: Validation loss, a sample grid and FID every so many steps.
         feature_network: The network whose features that FID compares: the folder of a classifier
@@ -197,6 +198,7 @@ class TrainConfig(TrainingConfig):
     jacobian_weight: float = 0.0
     jacobian_probability: float = 1.0
     compile: bool = False
+    cuda_graphs: bool = False
     dataloader_num_workers: int = 0
     validation_steps: int = 500
     feature_network: Path | None = None
@@ -277,24 +279,10 @@ class TrainConfig(TrainingConfig):
                 f"Frechet distance, before it {self.frechet_collecting_steps} that collect "
                 f"moments), got {self.max_train_steps}; set frechet_steps or frechet_images lower"
             )
-        if self.compile and self.jacobian_weight:
+        if self.compile and self.jacobian_weight:  # compiled, nothing is differentiated twice
+            raise InputError("expected no jacobian_weight with compile, got one; leave one out")
+        if self.cuda_graphs and not (self.compile and self.gradient == "unrolled"):
             raise InputError(
-                "expected no jacobian_weight with compile, got one; compiled blocks cannot be "
-                "differentiated twice"
+                f"expected compile and gradient unrolled for cuda_graphs, got {self.compile} and "
+                f"{self.gradient}; leave cuda_graphs out"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig(TrainConfig):
-    """Say what a training would do, take and find; nothing is done.
-
-    Attributes:
-        num_processes: Processes (GPUs) to plan for.
-    """
-
-    num_processes: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
-        super().__post_init__()
-        positive(num_processes=self.num_processes)

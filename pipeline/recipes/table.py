@@ -55,7 +55,7 @@ def row(name: str, config: TrainConfig, recipe: str) -> list[str]:
     teacher = Path(pairs.teacher)
     return [
         name,
-        pairs.output_dir.name,
+        Path(pairs.output_dir).name,
         teacher.name if teacher.is_absolute() else str(teacher),
         described(config.model),
         f"{parameters / 1e6:,.2f} M",

@@ -107,5 +107,5 @@ def _recipe_of(source: str) -> str | None:
     """Return the recipe that writes to this folder, or else to one of this name."""
     name, table = Path(source).name, pairs_settings(RECIPES)
     exact = (n for n, settings in table.items() if source == str(settings.output_dir))
-    similar = (n for n, settings in table.items() if name in (n, settings.output_dir.name))
+    similar = (n for n, settings in table.items() if name in (n, Path(settings.output_dir).name))
     return next(exact, next(similar, None))

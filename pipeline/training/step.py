@@ -61,9 +61,16 @@ class TrainingStep:
         others = {} if self.frechet is None else {FEATURES: self.frechet.moments}
         optimizers = build_optimizers(config, student)
         last_phase = (config.frechet_steps, FRECHET_RATE) if config.frechet_weight else None
-        self.updates = Updates(config, student, optimizers, others=others, last_phase=last_phase)
-        if config.compile:
-            student.compile_repeated_blocks()  # in place: weights keep their names
+        self.updates = Updates(
+            *(config, student, optimizers),
+            others=others,
+            last_phase=last_phase,
+            keep_gradients=config.cuda_graphs,
+        )
+        if config.compile and config.gradient == "unrolled":
+            objective.compile_path("reduce-overhead" if config.cuda_graphs else None)
+        elif config.compile:  # a solve stops where the samples do
+            student.compile_parts()  # in place: weights keep their names
         # Positions in the batch are the same in every step, so a GPU gets them once.
         self._rollouts: dict[tuple[int, int], Rollout | None] = {}
         # DDP where there are several processes; it wraps the module whose forward returns losses.
@@ -83,6 +90,8 @@ class TrainingStep:
         figures: dict[str, list[Tensor]] = {}
         for i in range(micro_steps):
             rows = slice(i * size, (i + 1) * size)
+            if self.config.cuda_graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # what the last one returned may go
             with self._gradients_synchronised(last=i == micro_steps - 1):
                 part = None if z0 is None else z0[rows]
                 rollout = self.rollout(number, self.rank * len(batch) + rows.start, size)
@@ -98,7 +107,9 @@ class TrainingStep:
             values["frechet"] = losses.frechet
             for name, value in values.items():
                 if value is not None:
-                    figures.setdefault(name, []).append(value)
+                    figures.setdefault(name, []).append(
+                        value.detach().clone()
+                    )  # graphs reuse memory
         if self.frechet is not None and frechet_weight is not None:
             self._update_moments(self.frechet, number)
         means = {name: torch.stack(parts).mean() for name, parts in figures.items()}
@@ -228,7 +239,7 @@ def micro_batch_losses(
     if penalty_weight:
         draws, generator = 1, torch.Generator(device).manual_seed(seed)
     bf16 = config.mixed_precision == "bf16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
         return module(
             batch.noise, batch.labels, batch.images, z0, draws, generator, rollout, frechet_weight
         )

@@ -6,7 +6,7 @@ from typing import Generic
 import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -33,6 +33,7 @@ class Updates(Generic[Model]):
         name: str = "model",
         others: Mapping[str, torch.nn.Module] | None = None,
         last_phase: tuple[int, float] | None = None,
+        keep_gradients: bool = False,
     ) -> None:
         """Copy the weights to be averaged and set up the schedules.
 
@@ -44,13 +45,18 @@ class Updates(Generic[Model]):
             others: What else a checkpoint must hold, by the names of its files.
             last_phase: Steps after the end of the schedule, and the share of the peak learning
                 rates with which they begin; they fall to 0 linearly. None ends with the schedule.
+            keep_gradients: Whether gradients stay where they are in memory and become 0, as CUDA
+                graphs need it, instead of being freed.
         """
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if optimizers is None:
             adamw = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=0.0)
             optimizers = {"optimizer": adamw}
-        self.model, self.optimizers = model, optimizers
-        self.max_grad_norm = config.max_grad_norm or torch.inf
+        self.model, self.optimizers, self.keep_gradients = model, optimizers, keep_gradients
+        if keep_gradients:
+            for p in self.parameters:
+                p.grad = torch.zeros_like(p)
+        self.max_grad_norm = config.max_grad_norm
         self.schedulers = tuple(_scheduler(config, x, last_phase) for x in optimizers.values())
         self.ema = EMA(model, config.ema_decay, config.ema_ramp)
         self.average = self.ema.model
@@ -61,11 +67,13 @@ class Updates(Generic[Model]):
 
     def __call__(self) -> Tensor:
         """Move the weights by their gradients, forget these; return their norm before clipping."""
-        norm = clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.max_grad_norm is not None:
+            clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
         for optimizer, scheduler in zip(self.optimizers.values(), self.schedulers, strict=True):
             optimizer.step()
             scheduler.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=not self.keep_gradients)
         made = self.schedulers[0].last_epoch  # steps
         self.ema.update(self.model, made)
         for power in self.power.values():

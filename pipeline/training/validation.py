@@ -28,7 +28,7 @@ from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.skipped import Skipped
 
 GRID = 40  # images of the sample grid
-KEPT = 2**30  # bytes of random starts that a process keeps from one validation to the next
+KEPT = 2**32  # bytes of random starts that processes together keep from one validation to the next
 
 
 class Part(NamedTuple):
@@ -147,10 +147,15 @@ class Validation:
     ) -> Tensor:
         """Make images in the precision of the training; sample i is sample i of its seed."""
         seed, z0, shape = self.config.seed, None, model.start_shape
-        if shape is not None and 4 * len(indices) * math.prod(shape) <= KEPT:
+        if shape is not None and keeps(len(indices), shape, self.accelerator.num_processes):
             if (key := (indices[0], len(indices))) not in self._starts:
                 self._starts[key] = draw_start(seed, indices, shape)
             z0 = self._starts[key]
         bf16 = self.config.mixed_precision == "bf16"
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             return generate(model, noise, labels, seed=seed, indices=indices, z0=z0)
+
+
+def keeps(count: int, shape: tuple[int, ...], processes: int) -> bool:
+    """Say whether each of so many processes keeps this number of random starts."""
+    return 4 * count * math.prod(shape) * processes <= KEPT

@@ -22,8 +22,7 @@ from pipeline.jobs.provenance import provenance
 from tests.processes import ROOT, completed, environment
 
 HERE = Path(__file__).parent
-PACKAGES = ROOT / ".cluster"  # where install.sh puts Ray, s3fs and moto
-PACKAGE_NAMES = ("ray", "s3fs", "moto")
+PACKAGES = ("ray", "s3fs", "moto")
 PAIRS = (  # eight shards, each a second or more of work
     *("pipeline.make_pairs", "smoke", "--num_pairs", 256, "--pairs_per_shard", 32),
     *("--teacher_batch_size", 32, "--num_inference_steps", 40),
@@ -33,7 +32,7 @@ SHARDS = 8
 
 def variables() -> dict[str, str]:
     """Return the variables of a script: programs of this Python and of the engines come first."""
-    programs = f"{Path(sys.executable).parent}:{PACKAGES / 'bin'}:{os.environ['PATH']}"
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return environment() | {"PATH": programs}
 
 
@@ -116,8 +115,7 @@ def pytest_sessionfinish() -> None:
     """Write what happened; tests that did not run this time keep what is said of them."""
     if not RESULTS:
         return
-    found = {d.name: d.version for d in distributions(path=[str(PACKAGES)])}
-    engines = {name: found[name] for name in PACKAGE_NAMES if name in found}
+    engines = {d.name: d.version for d in distributions() if d.name in PACKAGES}
     for name, command in {"slurm": ["slurmctld", "-V"], "munge": ["munged", "-V"]}.items():
         if shutil.which(command[0]):
             shown = subprocess.run(command, capture_output=True, text=True).stdout

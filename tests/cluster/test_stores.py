@@ -1,6 +1,8 @@
 """Trainings that read from an object store or a web server, which die, dawdle or refuse."""
 
 import json
+import re
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -8,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Result, Script, completed
+from tests.processes import At, Result, Script, completed
 from tests.runs import WEIGHTS, metrics
 from tests.shards import write_pairs
 
-from .conftest import engine, free_port, until
+from .conftest import PAIRS, engine, free_port, shards, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 S3 = {
@@ -82,6 +84,72 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[ExitStack]:
     with ExitStack() as stack:
         stack.enter_context(engine("s3.sh", S3_PORT))
         yield stack
+
+
+def objects(place: str) -> dict[str, bytes]:
+    """Return the files of a data set in the store, hidden ones too."""
+    import fsspec
+
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    found = system.find(place.removeprefix("s3://"))
+    return {path.rpartition("/")[2]: system.cat_file(path) for path in found}
+
+
+def empty(bucket: str) -> str:
+    """Create a bucket; the address of a folder in it."""
+    import fsspec
+
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
+    return f"s3://{bucket}/pairs"
+
+
+def test_three_writers_fill_an_object_store_with_the_bytes_of_a_folder(
+    s3, script: Script, smoke_pairs: Path
+) -> None:
+    place = empty("written")
+    command = "pipeline.make_pairs", "smoke", "--output_dir", place
+    alone = "--task_index", 0, "--num_tasks", 1  # each believes that it is the only one
+    result = script(*command, *alone, processes=3, **S3)
+    assert result.codes == [0, 0, 0], result.err
+    assert sum(map(int, re.findall(r"wrote (\d+) shards", result.err))) == 5
+    assert objects(place) == shards(smoke_pairs)
+    again = completed(script(*command, **S3))
+    assert "nothing to do" in again.out
+    assert (
+        "5 of 5 shards are written" in completed(script("pipeline.pairs_status", place, **S3)).out
+    )
+
+
+def test_the_shard_of_a_writer_that_is_killed_is_made_by_the_next(
+    s3, script: Script, smoke_pairs: Path
+) -> None:
+    place = empty("killed")
+    command = "pipeline.make_pairs", "smoke", "--output_dir", place
+    third = At("open", "*/.pairs-000002.tar.*.tmp")
+    assert script(*command, at=third, **S3).code == -signal.SIGKILL
+    left = objects(place)
+    assert "pairs-000000.json" in left
+    assert ".claim-pairs-000002.tar" in left
+    assert "pairs-000002.json" not in left
+    completed(script(*command, **S3))
+    assert objects(place) == shards(smoke_pairs)
+
+
+def test_a_writer_whose_object_store_dies_ends_in_one_line_and_the_next_one_continues(
+    s3, script: Script, alone: Path
+) -> None:
+    place = empty("away")
+    command = *PAIRS, "--output_dir", place
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(script, *command, **S3)
+        until(lambda: "pairs-000000.json" in objects(place), what="the first shard")
+        s3.close()
+        line = one_line(result.result())
+    assert f"{place}/" in line
+    s3.enter_context(engine("s3.sh", S3_PORT))
+    empty("away")  # moto forgets everything
+    completed(script(*command, **S3))
+    assert objects(place) == shards(alone)
 
 
 def test_three_readers_verify_an_object_store(s3, many: Path, script: Script) -> None:

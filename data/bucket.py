@@ -1,0 +1,233 @@
+"""A data set that is written to an object store: shards are made here, then uploaded.
+
+An object appears whole, with one request, or not at all; its record follows. Files that one job
+alone can create are asked for by fsspec's `mode="create"` (S3's If-None-Match, Google's
+generation 0). Not every package and server knows that, so it is tried out.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from data.data_set import check_same
+from data.lock import Owner, own_content, parse_owner
+from data.manifest import NAMES, Manifest, ShardRecord, read_record, record_name, tar_name
+from data.remote import MANIFEST, ObjectStore
+from data.site import Site
+from get.errors import InputError
+
+STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory")
+"""Systems of fsspec whose files appear whole or not at all."""
+TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
+"""What systems of fsspec call the time at which an object was written."""
+
+
+class Bucket(Site):
+    """A folder in an object store."""
+
+    def __init__(self, source: str) -> None:
+        """Look at the name alone; its package is imported when it is needed."""
+        self.store = self._objects = ObjectStore(source)
+        if source.partition("://")[0].lower() not in STORES:
+            raise InputError(
+                f"expected a local folder or an object store ({', '.join(STORES[:-1])}) to write "
+                f"to, got {self.store}; write to a local folder and copy it there"
+            )
+
+    @cached_property
+    def exclusive(self) -> bool:
+        """Create an object twice, to see whether the second time fails."""
+        name = f".probe-{uuid.uuid4().hex}"
+        try:
+            return [self._create(name, b"", exclusive=True) for _ in range(2)] == [True, False]
+        except InputError as error:
+            if isinstance(error.__cause__, (TypeError, NotImplementedError)):  # unknown `mode`
+                return False
+            raise
+        finally:
+            self.remove(name)
+
+    # ---------------------------------------------------------------- the data set
+
+    def open(self, manifest: Manifest) -> None:
+        """Create the manifest unless there is one, then compare."""
+        try:
+            self.store.read(MANIFEST)
+        except FileNotFoundError:
+            data = json.dumps(manifest.as_json(), indent=2) + "\n"
+            self._create(MANIFEST, data.encode())
+        check_same(self.store, manifest)
+
+    def finished(self, shard: int) -> ShardRecord | None:
+        """Compare the sizes of object and record."""
+        record = read_record(self.store, shard)
+        return record if record and self._size(tar_name(shard)) == record.bytes else None
+
+    @contextmanager
+    def workshop(self) -> Iterator[Path]:
+        """Give a temporary folder; the variable TMPDIR says where."""
+        with TemporaryDirectory(prefix="pairs-") as folder:
+            yield Path(folder)
+
+    def keep(self, folder: Path, record: ShardRecord) -> ShardRecord:
+        """Upload the tar, look at its size, then create the record; delete both here.
+
+        If another job has published the shard meanwhile, tar and record of one of the two stay.
+        """
+        shard = record.first_index // record.count
+        tar, text = folder / tar_name(shard), (folder / record_name(shard)).read_bytes()
+        if (published := self.finished(shard)) is None:
+            with self._named(tar.name) as (system, path):
+                system.put_file(str(tar), path)
+            if (size := self._size(tar.name)) != record.bytes:
+                raise InputError(
+                    f"expected {record.bytes} bytes in {self.store.place(tar.name)} after its "
+                    f"upload, got {size}; run the same command again"
+                )
+            if not self._create(record_name(shard), text):
+                published = read_record(self.store, shard)
+                # That of a tar that is gone, or of another job: the tar in its place decides.
+                if published != record and self._holds(tar.name, record):
+                    self._write(record_name(shard), text)
+                    published = record
+        tar.unlink()
+        (folder / record_name(shard)).unlink()
+        return published or record
+
+    def names(self) -> list[str]:
+        """List the folder."""
+        return [name for name, _ in self._list()]
+
+    def finished_times(self) -> dict[int, float]:
+        """List the folder, with the times of the records; 0 where the store does not say them."""
+        found = {NAMES.fullmatch(name): about for name, about in self._list()}
+        tars = {int(fits[1]) for fits in found if fits and fits[2] == "tar"}
+        return {
+            int(fits[1]): _time(about) or 0.0
+            for fits, about in found.items()
+            if fits and fits[2] == "json" and int(fits[1]) in tars
+        }
+
+    # ---------------------------------------------------------------- files of one job alone
+
+    def take(self, name: str, age: float, note: str) -> bool:
+        """Create an object, or one in the place of that of a dead job."""
+        for _ in range(2):
+            content = own_content(time.time(), note).encode()
+            if self._create(name, content, exclusive=True):
+                return True
+            owner = self.owner(name)
+            if owner is None or not (owner.is_self or owner.is_gone(age, self.clock())):
+                return False
+            self.remove(name)
+        return False
+
+    def owner(self, name: str) -> Owner | None:
+        """Read it and ask for its time."""
+        try:
+            content = self.store.read(name).decode(errors="replace")
+        except FileNotFoundError:
+            return None
+        about = self._about(name)
+        return None if about is None else parse_owner(content, _time(about) or time.time())
+
+    def renew(self, name: str) -> None:
+        """Write it again: objects have no time that can be set."""
+        with suppress(InputError):  # whatever is wrong is noticed where shards are uploaded
+            if (owner := self.owner(name)) is not None and owner.is_self:
+                self._write(name, own_content(owner.since, owner.note).encode())
+
+    def release(self, name: str) -> None:
+        """Delete it."""
+        with suppress(InputError):
+            if (owner := self.owner(name)) is not None and owner.is_self:
+                self.remove(name)
+
+    def clock(self) -> float:
+        """Return the time of an object that is written now; else that of this machine."""
+        name = f".probe-{uuid.uuid4().hex}"
+        with suppress(InputError):  # who may only read asks for the status too
+            self._write(name, b"")
+            about = self._about(name)
+            self.remove(name)
+            return _time(about or {}) or time.time()
+        return time.time()
+
+    # ---------------------------------------------------------------- objects
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[tuple[Any, str]]:
+        """Give the file system and the path of an object; name it in errors."""
+        system, folder = self._objects.find()
+        try:
+            yield system, f"{folder.rstrip('/')}/{name}"
+        except (FileExistsError, InputError):
+            raise
+        except Exception as error:  # of whichever package is behind it
+            problem = self.store.told(f"{type(error).__name__}: {error}")
+            raise InputError(
+                f"expected to write {self.store.place(name)}, got {problem}; check address, access "
+                "and network, then run the same command again"
+            ) from error
+
+    def _write(self, name: str, data: bytes) -> None:
+        with self._named(name) as (system, path):
+            system.pipe_file(path, data)
+
+    def _create(self, name: str, data: bytes, *, exclusive: bool | None = None) -> bool:
+        """Write an object unless it exists; without `exclusive` two jobs may both do it."""
+        if exclusive is None:
+            exclusive = self.exclusive
+        try:
+            if not exclusive and self._about(name) is not None:
+                return False
+            with self._named(name) as (system, path):
+                system.pipe_file(path, data, **({"mode": "create"} if exclusive else {}))
+        except FileExistsError:
+            return False
+        return True
+
+    def remove(self, name: str) -> None:
+        """Delete an object if it is there."""
+        with self._named(name) as (system, path), suppress(FileNotFoundError):
+            system.rm_file(path)
+
+    def _about(self, name: str) -> dict[str, Any] | None:
+        """Return what the store says of an object; None if there is none."""
+        with self._named(name) as (system, path):
+            system.invalidate_cache()
+            try:
+                return system.info(path)
+            except FileNotFoundError:
+                return None
+
+    def _size(self, name: str) -> int | None:
+        return (self._about(name) or {}).get("size")
+
+    def _holds(self, name: str, record: ShardRecord) -> bool:
+        try:
+            return bool(self.store.read_whole(name, record.bytes, record.sha256))
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def _list(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        with self._named("") as (system, path):
+            system.invalidate_cache()
+            with suppress(FileNotFoundError):
+                for about in system.ls(path, detail=True):
+                    yield about["name"].rstrip("/").rpartition("/")[2], about
+
+
+def _time(about: dict[str, Any]) -> float | None:
+    """Return when an object was written, in seconds since 1970."""
+    value = next((about[name] for name in TIMES if about.get(name)), None)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    return value.timestamp() if isinstance(value, datetime) else value
