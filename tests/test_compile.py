@@ -1,4 +1,4 @@
-"""Compiled blocks have the losses, gradients and key names of eager ones."""
+"""Compiled students have the losses, gradients and key names of eager ones."""
 
 import shutil
 import subprocess
@@ -9,6 +9,7 @@ import torch
 
 from get.equilibrium import Implicit, Phantom, Unrolled, fixed_point
 from get.errors import InputError
+from get.losses import IterateLoss
 from pipeline.recipes.settings_train import TrainConfig
 
 from .problems import contraction, tanh_layer, tiny_get, tiny_vit
@@ -19,12 +20,14 @@ import sys, torch
 from get.losses import IterateLoss
 from tests.problems import normal, tiny_get
 
-students, target, results = (tiny_get(), tiny_get()), normal(4, seed=2), []
-students[1].compile_repeated_blocks()
+students, target, results = [tiny_get(iterations=2) for _ in "ab"], normal(4, seed=2), []
 for student in students:
-    if sys.argv[1] == "checkpointed":
+    if sys.argv[2] == "checkpointed":
         student.enable_gradient_checkpointing()
-    loss = IterateLoss(student)(normal(4), None, target).total(0.5)
+    objective = IterateLoss(student)
+    if student is students[1]:
+        objective.compile_path() if sys.argv[1] == "whole" else student.compile_parts()
+    loss = objective(normal(4), None, target).total(0.5)
     loss.backward()
     results.append([loss, *(p.grad for p in student.parameters() if p.requires_grad)])
 for eager, compiled in zip(*results, strict=True):
@@ -36,15 +39,17 @@ for eager, compiled in zip(*results, strict=True):
 def test_compiled_weights_keep_their_names(build):
     student = build()
     names = list(student.state_dict())
-    student.compile_repeated_blocks()
+    student.compile_parts()
+    IterateLoss(student).compile_path()
     assert list(student.state_dict()) == names
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", ["kept", "checkpointed"])
-def test_a_compiled_step_has_the_losses_and_gradients_of_an_eager_one(memory):
+@pytest.mark.parametrize("form", ["whole", "parts"])
+def test_a_compiled_step_has_the_losses_and_gradients_of_an_eager_one(form, memory):
     done = subprocess.run(
-        [sys.executable, "-c", STEP, memory], capture_output=True, text=True, check=False
+        [sys.executable, "-c", STEP, form, memory], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
