@@ -1,7 +1,7 @@
 """Engines for the tests in this folder: each is started by one script, and ends with it.
 
-`./launch.sh test --cluster` installs the engines and runs these tests. What happened is written to
-runs/cluster.json.
+`./launch.sh test --cluster` installs the engines and runs these tests. What each of them finds is
+written to runs/cluster.json.
 """
 
 import json
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from data.files import write_json
 from pipeline.jobs.provenance import provenance
 from tests.processes import ROOT, completed, environment
 
@@ -97,8 +98,6 @@ def alone(script, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # ---------------------------------------------------------------- what happened
 
-RESULTS: dict[str, dict[str, object]] = {}
-
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
@@ -107,24 +106,20 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
         result = {"outcome": report.outcome, "seconds": round(report.duration, 1)}
         if report.skipped:
             result["reason"] = report.longrepr[2]
-        RESULTS[f"{item.path.stem}.{item.name}"] = result
+        note(f"{item.path.stem}.{item.name}", result)
     return report
 
 
-def pytest_sessionfinish() -> None:
-    """Write what happened; tests that did not run this time keep what is said of them."""
-    if not RESULTS:
-        return
+def note(test: str, result: dict[str, object]) -> None:
+    """Write what a test found; others keep what is said of them."""
     engines = {d.name: d.version for d in distributions() if d.name in PACKAGES}
     for name, command in {"slurm": ["slurmctld", "-V"], "munge": ["munged", "-V"]}.items():
         if shutil.which(command[0]):
             shown = subprocess.run(command, capture_output=True, text=True).stdout
             engines[name] = shown.split()[1] if name == "slurm" else shown.split()[0]
     where = provenance()
-    for result in RESULTS.values():
-        result["commit"] = where["commit"]
     path = ROOT / "runs" / "cluster.json"
     path.parent.mkdir(exist_ok=True)
     earlier = json.loads(path.read_text())["tests"] if path.exists() else {}
-    document = {**where, "engines": engines, "tests": {**earlier, **RESULTS}}
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    tests = {**earlier, test: {**result, "commit": where["commit"]}}
+    write_json(path, {**where, "engines": engines, "tests": dict(sorted(tests.items()))})
