@@ -1,5 +1,6 @@
 """docs/cluster.md shows the scripts that the tests of clusters run; Slurm's do what they say."""
 
+import json
 import signal
 import subprocess
 import time
@@ -35,6 +36,23 @@ def test_the_page_shows_a_script_as_it_is_run(name):
     language = "python" if name.endswith(".py") else "bash"
     shown = f"`tests/cluster/{name}`:\n\n```{language}\n{(FOLDER / name).read_text()}```\n"
     assert shown in (ROOT / "docs" / "cluster.md").read_text()
+
+
+def table(found: dict) -> str:
+    """Return what the tests of clusters found, as `./launch.sh test --cluster` has written it."""
+    lines = ["| test | outcome | seconds | commit |", "|---|---|--:|---|"]
+    for name, test in found["tests"].items():
+        what = name.partition(".test_")[2].replace("_", " ")
+        reason = f": {test['reason'].removeprefix('Skipped: ')}" if "reason" in test else ""
+        outcome, seconds = test["outcome"] + reason, test["seconds"]
+        lines.append(f"| {what} | {outcome} | {seconds:.0f} | {test['commit']} |")
+    return "\n".join(lines)
+
+
+def test_the_page_says_what_the_tests_of_clusters_found():
+    found = json.loads((ROOT / "docs" / "measurements" / "cluster" / "cluster.json").read_text())
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    assert f"<!-- tests -->\n{table(found)}\n<!-- end -->" in page
 
 
 JOB = "tests/cluster/node.sh 2 one:29500 8 -m pipeline.train digits"
