@@ -54,8 +54,8 @@ def ideal_seconds(
 def step_macs(config: TrainConfig, manifest: Manifest, processes: int) -> float:
     """Return the multiply-accumulates of one process in a step, on average over the rollouts."""
     plain = replace(config, gradient_checkpointing=False)
-    low, high = (
-        step_cost(replace(plain, window_rollout=(n, n)), manifest, processes).macs
-        for n in config.window_rollout
-    )
-    return (low + high) / 2 * config.gradient_accumulation_steps
+    lengths = config.window_rollout if config.window_share else config.window_rollout[:1]
+    macs = [
+        step_cost(replace(plain, window_rollout=(n, n)), manifest, processes).macs for n in lengths
+    ]
+    return sum(macs) / len(macs) * config.gradient_accumulation_steps
