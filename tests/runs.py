@@ -1,6 +1,7 @@
 """Small trainings by `train smoke`, which several tests stop and compare."""
 
 import json
+import shutil
 from pathlib import Path
 
 from .processes import At
@@ -38,6 +39,14 @@ def contents(run: Path) -> dict[str, object]:
 def assert_same(run: Path, other: Path) -> None:
     assert (ours := contents(run)).keys() == (theirs := contents(other)).keys()
     assert [name for name in theirs if ours[name] != theirs[name]] == []
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Compare all but earlier checkpoints: a run that is stopped keeps those of other steps."""
+    for folder in (run, other):
+        for step in checkpoints(folder)[:-1]:
+            shutil.rmtree(folder / "checkpoints" / f"checkpoint-{step}")
+    assert_same(run, other)
 
 
 def checkpoints(run: Path) -> list[int]:

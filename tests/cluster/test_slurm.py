@@ -13,7 +13,7 @@ import pytest
 from data.claims import read_claims
 from data.manifest import list_shards
 from tests.processes import ROOT, Script, completed
-from tests.runs import assert_same, checkpoints, metrics
+from tests.runs import assert_same_end, checkpoints, metrics
 
 from .conftest import HERE, PAIRS, SHARDS, engine, free_port, needs, shards, until, variables
 
@@ -153,7 +153,7 @@ def test_a_training_under_torchrun_saves_its_state_before_its_job_queues_again(
     (job,) = cluster.end(number)
     assert job["JobState"] == "COMPLETED", cluster.log()
     completed(script(*command, alone, processes=2))
-    assert_same(run, alone)
+    assert_same_end(run, alone)
 
 
 def test_a_training_that_queues_itself_again_at_its_time_limit_ends_with_the_same_bits(
@@ -171,4 +171,4 @@ def test_a_training_that_queues_itself_again_at_its_time_limit_ends_with_the_sam
     (job,) = cluster.end(number)
     assert job["JobState"] == "COMPLETED", cluster.log()
     completed(script(*command, cluster.folder / "alone"))
-    assert_same(cluster.folder / "run", cluster.folder / "alone")
+    assert_same_end(cluster.folder / "run", cluster.folder / "alone")
