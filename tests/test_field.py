@@ -134,6 +134,7 @@ def test_phi_is_recovered_from_a_line_of_vits(phi: float):
     vits = [run(100 / depth, depth, seed=s) for depth in (3, 4, 6, 10) for s in (0, 1)]
     gets = [run(100 / (2 + 2 * 4**phi), 2, 2, 4, s) for s in (0, 1)]
     found = loops.phi_of(gets, vits)
+    assert found is not None
     assert [*found.values()] == pytest.approx([phi] * 3, abs=1e-9)
 
 
@@ -141,13 +142,21 @@ def test_the_interval_is_that_of_all_choices_of_seeds():
     vits = [run(100 / depth, depth, seed=s) for depth in (3, 10) for s in (0, 1)]
     gets = [run(100 / (2 + 2 * 4**phi), 2, 2, 4, s) for s, phi in enumerate((0.0, 0.5))]
     found = loops.phi_of(gets, vits)
+    assert found is not None
     assert (found["low"], found["high"]) == pytest.approx((0.0, 0.5), abs=1e-9)
     assert 0 < found["mean"] < 0.5
 
 
+def test_nothing_is_worth_blocks_where_deeper_vits_are_no_better():
+    vits = [run(distance, depth) for depth, distance in ((3, 2.0), (6, 1.0), (10, 1.1))]
+    assert loops.phi_of([run(1.5, 2, 1, 4)], vits) is None
+
+
 def test_what_is_worth_no_more_than_the_blocks_around_its_loop_has_no_phi():
     vits = [run(100 / depth, depth) for depth in (1, 10)]
-    assert [*loops.phi_of([run(100 / 1.5, 2, 1, 4)], vits).values()] == [None] * 3
+    found = loops.phi_of([run(100 / 1.5, 2, 1, 4)], vits)
+    assert found is not None
+    assert [*found.values()] == [None] * 3
 
 
 # ---------------------------------------------------------------- ours and the published training

@@ -32,14 +32,13 @@ from .processes import Script, completed
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "published": {"iterate_decay": 0.8},
-    "accumulated": {"gradient_accumulation_steps": 2},
     "recomputed": {"gradient_checkpointing": True},
     "rollouts": {"window_share": 0.5, "window_rollout": (1, 3)},
     "graphs": {"cuda_graphs": True, "gradient_accumulation_steps": 2},
     "phantom": {"gradient": "phantom", "window_share": 0.5},
     "implicit": {"gradient": "implicit", "window_share": 0.5},
 }
-ONE = {"published": 1, "accumulated": 1, "recomputed": 1, "graphs": 1, "rollouts": 3}
+ONE = {"published": 1, "recomputed": 1, "graphs": 1, "rollouts": 3}
 
 
 class Counter:

@@ -223,6 +223,7 @@ def test_a_training_can_start_from_one_with_averages(train, pairs, averaged, tmp
     assert "their average and the optimiser's moments in" in completed(result).out
 
 
+@pytest.mark.slow
 def test_a_teachers_average_is_made_in_the_same_way(tmp_path, here):
     few = "--max_train_steps", 6, "--checkpointing_steps", 2, "--ema_sigma_rel", *WIDTHS
     completed(here("train_teacher", "smoke", *few, "--output_dir", tmp_path / "run"))

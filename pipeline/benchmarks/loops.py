@@ -59,8 +59,11 @@ def phi(blocks: dict[str, int], worth: float) -> float | None:
     return math.log((worth - blocks["once"]) / blocks["looped"]) / math.log(blocks["times"])
 
 
-def phi_of(runs: list[Run], vits: list[Run]) -> dict[str, Any]:
-    """Return phi of a GET's runs by the mean figures, and its interval over choices of seeds."""
+def phi_of(runs: list[Run], vits: list[Run]) -> dict[str, Any] | None:
+    """Return phi of a GET's runs by the mean figures, and its interval over choices of seeds.
+
+    None where deeper ViTs are not better, so that nothing has a worth in blocks.
+    """
     seeds = sorted({run["seed"] for run in runs})
     by_seed = {run["seed"]: figure(run) for run in runs}
     depths: dict[int, dict[int, float]] = {}
@@ -69,9 +72,12 @@ def phi_of(runs: list[Run], vits: list[Run]) -> dict[str, Any]:
 
     def of(chosen: Iterable[int]) -> float | None:
         chosen = [*chosen]
-        line = [(depth, mean(of[s] for s in chosen)) for depth, of in depths.items()]
+        line = [(depth, mean(d[seed] for seed in chosen)) for depth, d in depths.items()]
         return phi(runs[0]["blocks"], depth_worth(line, mean(by_seed[s] for s in chosen)))
 
+    means = [mean(figures.values()) for _, figures in sorted(depths.items())]
+    if any(deeper >= less for less, deeper in pairwise(means)):
+        return None
     found = sorted(
         (of(chosen) for chosen in product(seeds, repeat=len(seeds))),
         key=lambda x: -math.inf if x is None else x,
@@ -157,7 +163,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
             for i, row in enumerate(r for r in most if r["blocks"]["looped"]):
                 _line(axis, [(row[key] / 1e6, row["distance"])], row["contestant"], f"C{i + 1}")
             axis.set(xlabel=f"{unit}, millions", ylabel="FD in the judges", yscale="log")
-        largest = max(counts)
+        largest = max(*counts, 1)
         for i, name in enumerate(dict.fromkeys(row["contestant"] for row in rows)):
             points = [
                 (row["num_pairs"] or largest * 8, row["distance"])
