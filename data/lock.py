@@ -19,8 +19,8 @@ from data.files import hidden_path
 from data.folder import Folder
 
 POLL = 0.02  # seconds between attempts at a lock that another process has
-
-
+BIRTH = 5.0  # seconds after which whoever has created an empty file counts as dead
+UNBORN = "nobody"  # the machine of a process that has not written its name yet
 FIRST_SPACE = 4026531836  # the namespace of process numbers outside containers, in Linux
 CONTENT = re.compile(r"([1-9][0-9]{0,17}) ([\w.:-]{1,255})(?: ([0-9]{1,11}) ?([ -~]*))?")
 
@@ -31,7 +31,7 @@ class Owner:
 
     Attributes:
         pid: Its number; 0 if the file does not say it.
-        machine: The name of its machine, see `machine`.
+        machine: The name of its machine, see `machine`; `UNBORN` if the file is still empty.
         since: When it created the file, in seconds since 1970, like all times here.
         renewed: When it last showed that it was alive.
         note: What else it wrote.
@@ -52,7 +52,7 @@ class Owner:
                 return True
             except (PermissionError, OverflowError):
                 pass
-        return now - self.renewed > age
+        return now - self.renewed > (min(age, BIRTH) if self.machine == UNBORN else age)
 
     @property
     def name(self) -> str:
@@ -122,7 +122,7 @@ def read_owner(path: Path) -> Owner | None:
 def parse_owner(content: str, renewed: float) -> Owner:
     """Return whom the content of a file names that was last renewed then."""
     if (fits := CONTENT.fullmatch(content)) is None:  # it is being written, or is not ours
-        return Owner(0, "unknown", renewed, renewed, "")
+        return Owner(0, "unknown" if content else UNBORN, renewed, renewed, "")
     return Owner(int(fits[1]), fits[2], float(fits[3] or renewed), renewed, fits[4] or "")
 
 
