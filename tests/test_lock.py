@@ -100,9 +100,9 @@ def test_the_file_of_another_machine_is_taken_over_when_it_is_old(tmp_path: Path
 def test_of_whoever_was_killed_before_it_wrote_its_name_a_file_is_taken_over_soon(tmp_path):
     path = tmp_path / ".lock"
     path.touch()
-    assert not take(path, 60)  # its creator may be about to write
+    assert not take(path, 60.0)  # its creator may be about to write
     os.utime(path, (time.time() - 6,) * 2)
-    assert take(path, 60)
+    assert take(path, 60.0)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
