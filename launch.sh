@@ -163,31 +163,34 @@ gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 cores=$("$python" -c 'import os; f = getattr(os, "sched_getaffinity", None); print(len(f(0)) if f else os.cpu_count())')
 pair_jobs=${processes:-$((cores < 8 ? cores : 8))}
 [[ -n $processes ]] || processes=$((gpus > 0 ? gpus : 1))
-stage() { # stage NAME MODULE ARGUMENTS: one process
-    local name=$1 began=$SECONDS; shift
-    echo "== $name"
-    run "$python" -m "$@"
-    summary+="$(printf '%-24s %5d s' "$name" $((SECONDS - began)))"$'\n'
+timed() { # timed NAME TITLE COMMAND: its time is a line of the summary
+    local began=$SECONDS
+    echo "== $2"
+    run "${@:3}"
+    summary+="$(printf '%-24s %5d s' "$1" $((SECONDS - began)))"$'\n'
 }
+stage() { timed "$1" "$1" "$python" -m "${@:2}"; } # stage NAME MODULE ARGUMENTS: one process
 stage_each() { # the same in $processes processes
-    local name=$1 began=$SECONDS; shift
-    if [[ $processes -eq 1 ]]; then stage "$name" "$@"; return; fi
-    echo "== $name ($processes processes)"
-    if [[ $gpus -gt 0 ]]; then
-        run "$python" -m accelerate.commands.launch --multi_gpu --num_processes "$processes" \
-            --num_machines 1 --mixed_precision no --dynamo_backend no -m "$@"
+    local title="$1 ($processes processes)"
+    if [[ $processes -eq 1 ]]; then
+        stage "$@"
+    elif [[ $gpus -gt 0 ]]; then
+        timed "$1" "$title" "$python" -m accelerate.commands.launch --multi_gpu \
+            --num_processes "$processes" --num_machines 1 --mixed_precision no \
+            --dynamo_backend no -m "${@:2}"
     else # accelerate launch --cpu --num_processes N would run one process
         ACCELERATE_USE_CPU=1 OMP_NUM_THREADS=$((cores > processes ? cores / processes : 1)) \
-            run "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" -m "$@"
+            timed "$1" "$title" "$python" -m torch.distributed.run --standalone \
+            --nproc_per_node "$processes" -m "${@:2}"
     fi
-    summary+="$(printf '%-24s %5d s' "$name" $((SECONDS - began)))"$'\n'
 }
-stage_pairs() { # the same; on a CPU, jobs of one thread write 1.6 times the pairs of one job of two
-    if [[ $gpus -gt 0 || $pair_jobs -eq 1 ]]; then stage_each "$@"; return; fi
-    local name=$1 began=$SECONDS; shift
-    echo "== $name ($pair_jobs processes)"
-    OMP_NUM_THREADS=1 run several "$pair_jobs" "$python" -m "$@"
-    summary+="$(printf '%-24s %5d s' "$name" $((SECONDS - began)))"$'\n'
+stage_pairs() { # the same; on a CPU, jobs of one thread write more pairs than one job of many
+    if [[ $gpus -gt 0 || $pair_jobs -eq 1 ]]; then
+        stage_each "$@"
+    else
+        OMP_NUM_THREADS=1 timed "$1" "$1 ($pair_jobs processes)" \
+            several "$pair_jobs" "$python" -m "${@:2}"
+    fi
 }
 
 # ---------------------------------------------------------------- the stages of a recipe

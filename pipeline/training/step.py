@@ -107,9 +107,8 @@ class TrainingStep:
             values["frechet"] = losses.frechet
             for name, value in values.items():
                 if value is not None:
-                    figures.setdefault(name, []).append(
-                        value.detach().clone()
-                    )  # graphs reuse memory
+                    kept = value.detach().clone()  # CUDA graphs use its memory again
+                    figures.setdefault(name, []).append(kept)
         if self.frechet is not None and frechet_weight is not None:
             self._update_moments(self.frechet, number)
         means = {name: torch.stack(parts).mean() for name, parts in figures.items()}
