@@ -69,8 +69,8 @@ class Denoiser(nn.Module):
         super().__init__()
         self.precond, self.model = precond, network
 
-    def forward(self, x: Tensor, sigma: Tensor, one_hot: Tensor | None) -> Tensor:
-        return denoise(self.precond, lambda x, time: self.model(x, time, one_hot), x, sigma)
+    def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor | None) -> Tensor:
+        return denoise(self.precond, lambda x, time: self.model(x, time, *labels), x, sigma)
 
 
 def denoiser_of(wrapper: str, arguments: dict[str, Any]) -> Denoiser:

@@ -106,7 +106,7 @@ class SlowNetwork:
         x = (conv(state, "conv1", hidden) + conv(state, "skip", sized(x))) * self.k
         return (x + self.attention(state, x)) * self.k if "qkv.weight" in state else x
 
-    def embed(self, t: Tensor, labels: Tensor | None) -> Tensor:
+    def embed(self, t: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         s = self.state
         half = s["map_layer0.weight"].shape[1] // 2
         i = torch.arange(half).double()
@@ -118,13 +118,17 @@ class SlowNetwork:
         emb = torch.cat(halves, dim=1)
         if self.song and labels is not None:
             emb = emb + linear(s, "map_label", labels * math.sqrt(labels.shape[1]))
+        if augment is not None:
+            emb = emb + linear(s, "map_augment", augment)
         emb = linear(s, "map_layer1", silu(linear(s, "map_layer0", emb)))
         if not self.song and labels is not None:
             emb = emb + linear(s, "map_label", labels)
         return silu(emb)
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        c, emb, side, stack = self.c, self.embed(t, labels), x, []
+    def __call__(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        c, emb, side, stack = self.c, self.embed(t, labels, augment), x, []
         sizes = [c.img_resolution // 2**level for level in range(len(c.channel_mult))]
         for level, r in enumerate(sizes):
             if level == 0:

@@ -17,6 +17,7 @@ from data.teachers.edm.checkpoint import build, open_checkpoint, save
 from data.teachers.edm.layers import FourierEmbedding
 from data.teachers.edm.networks import DhariwalConfig, DhariwalUNet, SongConfig, SongUNet
 from data.teachers.edm.pickle_reader import Checkpoint
+from data.teachers.edm.seeds import draw_by_seed
 from data.teachers.heun import EdmHeun
 from data.teachers.settings import Sampler
 from get.errors import InputError
@@ -80,12 +81,16 @@ def test_embedding_network_and_denoiser_equal_edms(golden: Golden) -> None:
         assert torch.equal(scalings.c_noise.expand(2), c_noise)
 
 
-def test_levels_by_sample_and_no_label_equal_edms(golden: Golden) -> None:
+def test_levels_by_sample_augmentation_labels_and_no_label_equal_edms(golden: Golden) -> None:
     _, denoiser, record, hot = golden
     x, sigma = record["x"][2], record["sigma"][2]
     assert_near(denoiser(x, record["mixed_sigma"], hot), record["mixed_denoised"])
+    augmented = denoiser(x, sigma, hot, record["augment_labels"])
+    assert_near(augmented, record["augmented_denoised"])
+    assert not torch.allclose(augmented, record["denoised"][2], atol=1e-3)
     if hot is not None:
         assert_near(denoiser(x, sigma, torch.zeros_like(hot)), record["denoised_nolabel"])
+        assert_near(denoiser(x, sigma, None), record["denoised_nolabel"])
         assert not torch.allclose(record["denoised_nolabel"], record["denoised"][2], atol=1e-3)
 
 
@@ -99,9 +104,17 @@ def test_the_images_of_18_heun_steps_equal_edms(golden: Golden, tmp_path: Path) 
     assert isinstance(teacher.ode, EdmHeun)
     levels = teacher.ode.sigmas
     sigmas = torch.cat([levels[:1], levels[1:-1].repeat_interleave(2)])
-    torch.testing.assert_close(sigmas, golden.record["heun18_sigmas"], rtol=1e-14, atol=0)
+    assert torch.equal(sigmas, golden.record["heun18_sigmas"])
     assert teacher.evaluations == 35
     assert teacher.fingerprint == FINGERPRINTS[teacher.num_classes]
+
+
+def test_noise_and_classes_of_a_seed_are_edms_bit_by_bit(golden: Golden) -> None:
+    record, classes = golden.record, None if golden.one_hot is None else 10
+    noise, labels = draw_by_seed(record["seeds"].tolist(), (3, 16, 16), classes)
+    assert torch.equal(noise, record["latents_by_seed"])
+    assert (labels is None) == (classes is None)
+    assert labels is None or torch.equal(labels, record["label_index_by_seed"])
 
 
 CIFAR = {"img_resolution": 32, "img_channels": 3, "channel_mult": (2, 2, 2), "augment_dim": 9}
@@ -160,8 +173,9 @@ def test_a_network_equals_its_second_implementation(config: SongConfig | Dhariwa
     network, draw = randomised(config), torch.Generator().manual_seed(1)
     x, t = torch.randn(2, 3, 16, 16, generator=draw), torch.tensor([-1.3, 1.1])
     labels = torch.eye(5)[[3, 0]] if config.label_dim else None
-    out = network(x, t, labels)
-    inputs = (None if v is None else v.double() for v in (x, t, labels))
+    augment = torch.randn(2, 9, generator=draw) if config.augment_dim else None
+    out = network(x, t, labels, augment)
+    inputs = (None if v is None else v.double() for v in (x, t, labels, augment))
     expected = SlowNetwork(config, network.state_dict())(*inputs)  # pyrefly: ignore[bad-argument-type]
     scale = float(expected.std())
     assert scale > 0.1

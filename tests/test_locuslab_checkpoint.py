@@ -46,6 +46,12 @@ def test_raw_weights_are_converted_where_asked_for(tmp_path: Path, convert):
     assert torch.equal(found, ema["qkv_inj.weight"] + 1)
 
 
+def test_a_vits_checkpoint_says_nothing_of_a_solver(tmp_path: Path, convert):
+    official(tmp_path / "x.pth", golden("vit_cond"), eval_f_max_iter=0, f_solver="anderson")
+    result = convert("get_checkpoint", tmp_path / "x.pth", tmp_path / "out", "--heads", 2)
+    assert result.code == 0, result.err
+
+
 @pytest.mark.parametrize("size", ["GET-T/2", "ViT-S/4"])
 def test_published_sizes_are_known_by_name(tmp_path: Path, convert, size: str):
     assert size in SIZES
@@ -114,6 +120,7 @@ def test_state_dicts_with_other_tensors_are_refused(tmp_path: Path, convert):
         ({**record, key: record[key].double()}, "got torch.float64 [32]"),
         ({**record, "state.deq_blocks.0.attn.qkv.weight_g": record[key]}, "weight_g"),
         ({k: v for k, v in record.items() if "x_embedder" not in k}, "embed.patch.weight"),
+        ({**record, "state.y_embedder.embedding_table.weight": torch.tensor(1.0)}, "embed.label"),
         ({k: v for k, v in record.items() if not k.startswith("state.")}, "blocks.0.mlp.fc1"),
     ):
         official(tmp_path / "x.pth", changed)

@@ -16,7 +16,9 @@ from get.equilibrium import Gradient, Implicit, Outcome, Unrolled, fixed_point
 from get.errors import InputError
 from get.losses import IterateLoss, geometric_weights
 from get.models import GET, ViT
-from get.models.locuslab import from_locuslab, rename
+from get.models.locuslab import build_from, from_locuslab, rename
+
+from .locuslab_files import locuslab_state
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -152,6 +154,15 @@ def test_every_reference_key_has_a_name_and_every_name_of_ours_is_met_once(name)
     theirs = [key.removeprefix("state.") for key in record if key.startswith("state.")]
     model = locuslab_vit(record) if name == "vit_cond" else locuslab_get(record)
     assert sorted(map(rename, theirs)) == sorted(model.state_dict())
+
+
+@pytest.mark.parametrize(("width", "ratio"), [(28, 2.2), (44, 0.345), (32, 6.0), (64, 1.7)])
+def test_an_mlp_of_any_width_is_read_off_the_weights(width: int, ratio: float):
+    made = GET(image_size=4, width=width, heads=2, depth=1, mlp_ratio=ratio, equilibrium_depth=1)
+    theirs = locuslab_state(made)
+    again = build_from(theirs, heads=2, iterations=1)
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ def karras_sigmas(
     steps: int, sigma_min: float, sigma_max: float, rho: float
 ) -> Float[Tensor, " steps_plus_one"]:
     """Return EDM's float64 noise levels, falling, 0 appended (Eq. 5, arXiv:2206.00364)."""
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    # not linspace, whose last bits are others than EDM's
+    ramp = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
 

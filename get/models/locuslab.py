@@ -64,7 +64,7 @@ def build_from(state: Mapping[str, Tensor], *, heads: int, iterations: int) -> G
         "heads": heads,
         "depth": _count(ours, "blocks"),
         "mlp_ratio": _mlp_ratio(ours, "blocks"),
-        "num_classes": len(ours["embed.label.weight"]) if "embed.label.weight" in ours else None,
+        "num_classes": len(_get(ours, label)) if (label := "embed.label.weight") in ours else None,
         **_image_shape(ours),
     }
     with torch.device("meta"):
@@ -104,7 +104,10 @@ def _count(state: Mapping[str, Tensor], blocks: str) -> int:
 
 def _mlp_ratio(state: Mapping[str, Tensor], blocks: str) -> float:
     weight = _get(state, f"{blocks}.0.mlp.fc1.weight")
-    return len(weight) / weight.shape[-1]
+    hidden, width = len(weight), weight.shape[-1]
+    ratio = hidden / width
+    # 61 / 28 * 28 is less than 61, so that a block would have 60 units.
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _get(state: Mapping[str, Tensor], name: str) -> Tensor:

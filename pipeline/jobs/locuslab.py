@@ -92,7 +92,7 @@ def _build(state: Mapping[str, Tensor], args: dict[Any, Any], heads: int | None)
             f"expected a model among {', '.join(SIZES)}, got {size!r}; "
             "give --heads of your own size; its tensors say everything else"
         )
-    iterations = _iterations(args)
+    iterations = _iterations(args) if "qkv_inj.weight" in state else 1  # a ViT has none
     model = build_from(state, heads=1, iterations=iterations)  # heads may not fit another size
     expected = {
         "input_size": args.get("input_size", model.image_size),

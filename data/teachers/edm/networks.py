@@ -1,7 +1,7 @@
 """The raw networks F of EDM: SongUNet (DDPM++ and NCSN++) and DhariwalUNet (ADM).
 
-Modules are named as in NVlabs' checkpoints, so their state dicts load as they are. `map_augment`
-is among them and never used: only training augments. Layers are in layers.py.
+Modules are named as in NVlabs' checkpoints, so their state dicts load as they are. Layers are in
+layers.py.
 """
 
 import math
@@ -25,6 +25,7 @@ from data.teachers.edm.layers import (
 from get.errors import InputError
 
 OneHot = Float[Tensor, "batch classes"]
+Augment = Float[Tensor, "batch augment_dim"]
 Embedding = Float[Tensor, "batch_or_1 emb_channels"]
 LIMITS = {  # lowest and highest value: a damaged file cannot ask for an enormous network
     "img_resolution": (1, 4096),
@@ -173,6 +174,8 @@ class UNet(nn.Module, ABC):
     """What both networks share, from the embedding to the output."""
 
     last: str  # the output's norm and convolution are named so, then "norm" and "conv"
+    sines_first: bool  # in the embedding of the noise level
+    map_label: nn.Linear | None
 
     def __init__(
         self, config: UNetConfig, style: BlockStyle, map_noise: nn.Module, noise: int
@@ -188,18 +191,41 @@ class UNet(nn.Module, ABC):
         self.enc, widths = _encoder(c, style)
         self.dec, self.width = _decoder(c, style, widths)
 
+    def embed(
+        self,
+        c_noise: Float[Tensor, " levels"],
+        labels: OneHot | None,
+        augment: Augment | None = None,
+    ) -> Embedding:
+        """Return the embedding of noise levels, classes and augmentations; see `forward`."""
+        waves = self.map_noise(c_noise).chunk(2, dim=1)  # cosines, sines
+        emb = torch.cat(waves[::-1] if self.sines_first else waves, dim=1)
+        if self.map_augment is not None and augment is not None:
+            emb = emb + self.map_augment(augment)
+        if labels is None:
+            labels = emb.new_zeros(1, self.config.label_dim)
+        return F.silu(self._mix(emb, labels))
+
     @abstractmethod
-    def embed(self, c_noise: Float[Tensor, " levels"], labels: OneHot | None) -> Embedding:
-        """Return the embedding of noise levels and one-hot classes."""
+    def _mix(self, emb: Tensor, labels: Tensor) -> Tensor:
+        """Return the embedding before its last activation."""
 
     def forward(
         self,
         x: Float[Tensor, "batch channels height width"],
         c_noise: Float[Tensor, " levels"],
         labels: OneHot | None,
+        augment: Augment | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
-        """Return F(x) of scaled noisy images; the noise condition is one for all or one each."""
-        emb, side, stack = self.embed(c_noise, labels), x, []
+        """Return F(x) of scaled noisy images.
+
+        Args:
+            x: c_in times the noisy images.
+            c_noise: The noise condition: one for all, or one each.
+            labels: One-hot classes; None is a row of zeros, no class.
+            augment: Augmentation labels of training; None is a row of zeros, no augmentation.
+        """
+        emb, side, stack = self.embed(c_noise, labels, augment), x, []
         for name, layer in self.enc.items():
             if name.endswith("_aux_residual"):
                 x = side = stack[-1] = (x + layer(side)) / math.sqrt(2)
@@ -215,6 +241,8 @@ class UNet(nn.Module, ABC):
 
 class SongUNet(UNet):
     """DDPM++ and NCSN++ of Song et al. (arXiv:2011.13456) as EDM uses them."""
+
+    sines_first = True
 
     def __init__(self, config: SongConfig) -> None:
         """Make the network, its parameters zero."""
@@ -238,19 +266,17 @@ class SongUNet(UNet):
         self.dec[f"{name}conv"] = Conv(self.width, config.img_channels, 3)
         self.last = f"dec.{name}"
 
-    def embed(self, c_noise: Float[Tensor, " levels"], labels: OneHot | None) -> Embedding:
-        """Return the embedding of noise levels and one-hot classes."""
-        cosines, sines = self.map_noise(c_noise).chunk(2, dim=1)
-        emb = torch.cat([sines, cosines], dim=1)
-        if self.map_label is not None and labels is not None:
+    def _mix(self, emb: Tensor, labels: Tensor) -> Tensor:
+        if self.map_label is not None:  # its bias is added without a class as well
             emb = emb + self.map_label(labels * math.sqrt(labels.shape[1]))
-        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+        return self.map_layer1(F.silu(self.map_layer0(emb)))
 
 
 class DhariwalUNet(UNet):
     """ADM of Dhariwal and Nichol (arXiv:2105.05233) as EDM uses it."""
 
     last = "out_"
+    sines_first = False
 
     def __init__(self, config: DhariwalConfig) -> None:
         """Make the network, its parameters zero."""
@@ -269,9 +295,6 @@ class DhariwalUNet(UNet):
         self.out_norm = group_norm(self.width, style.eps)
         self.out_conv = Conv(self.width, config.img_channels, 3)
 
-    def embed(self, c_noise: Float[Tensor, " levels"], labels: OneHot | None) -> Embedding:
-        """Return the embedding of noise levels and one-hot classes."""
-        emb = self.map_layer1(F.silu(self.map_layer0(self.map_noise(c_noise))))
-        if self.map_label is not None and labels is not None:
-            emb = emb + self.map_label(labels)
-        return F.silu(emb)
+    def _mix(self, emb: Tensor, labels: Tensor) -> Tensor:
+        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
+        return emb if self.map_label is None else emb + self.map_label(labels)
