@@ -20,7 +20,8 @@ Run it again: it skips what is finished and continues what was interrupted.
                      table in docs/ compares; smoke: everything at its smallest; or your own
   --recipes FILE.py  your own recipes (CONTRIBUTING.md shows one for a folder of pictures)
   --num_processes N  processes of the pair, training and sampling stages (default: one per GPU;
-                     without one, 1, and for pairs one per core, 8 at most)
+                     without one, one per core, 8 at most, for pairs, and
+                     models are trained side by side)
   --output_dir DIR   where everything goes (default: runs)
   --retrain_teacher  train the teacher anew instead of using the shipped one
 
@@ -107,39 +108,32 @@ if [[ $(grep -sF "$wanted $packages" "$stamp" || true) == "" ]]; then
 fi
 
 # ---------------------------------------------------------------- running and stopping
-# A stage runs in the background so that a signal to this script reaches it at once; the stage saves
-# its state, and this script ends with 128 + signal.
-child="" signal=""
+# Commands run in the background so that a signal to this script reaches them at once; they save
+# their state, and this script ends with 128 + signal.
+children=() signal=""
 forward() {
     signal=$1
-    [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true
+    [[ ${#children[@]} -eq 0 ]] || kill -TERM "${children[@]}" 2>/dev/null || true
 }
 trap 'forward 2' INT
 trap 'forward 15' TERM
-run() {
-    local code=0
+start() {
     [[ -z $signal ]] || exit $((128 + signal))
-    "$@" & child=$!
+    "$@" & children+=($!)
     [[ -z $signal ]] || forward "$signal" # it came between the last two commands
-    wait "$child" || code=$?
-    while kill -0 "$child" 2>/dev/null; do code=0; wait "$child" || code=$?; done
-    child=""
+}
+wait_for_all() {
+    local child code=0 last
+    for child in "${children[@]}"; do
+        last=0; wait "$child" || last=$?
+        while kill -0 "$child" 2>/dev/null; do last=0; wait "$child" || last=$?; done
+        [[ $last -eq 0 ]] || code=$last
+    done
+    children=()
     [[ -z $signal ]] || exit $((128 + signal))
     [[ $code -eq 0 ]] || exit "$code"
 }
-several() { # several N COMMAND: N jobs that share the work; the first one alone shows its progress
-    local number code=0 jobs=()
-    trap 'kill -TERM "${jobs[@]}" 2>/dev/null || true' INT TERM
-    for ((number = 0; number < $1; number++)); do
-        if [[ $number -eq 0 ]]; then "${@:2}" & else LOCAL_RANK=$number "${@:2}" > /dev/null & fi
-        jobs+=($!)
-    done
-    for number in "${jobs[@]}"; do
-        while kill -0 "$number" 2>/dev/null; do wait "$number" || true; done
-        wait "$number" || code=$?
-    done
-    return "$code"
-}
+run() { start "$@"; wait_for_all; }
 
 if [[ $recipe == test && $cluster -eq 1 ]]; then
     run tests/cluster/install.sh "$python" .cluster
@@ -161,69 +155,96 @@ fi
 
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 cores=$("$python" -c 'import os; f = getattr(os, "sched_getaffinity", None); print(len(f(0)) if f else os.cpu_count())')
-pair_jobs=${processes:-$((cores < 8 ? cores : 8))}
+# On a CPU one process is slow at pairs and leaves cores idle while it trains a small model.
+at_once=$((cores < 8 ? cores : 8))
+pair_jobs=${processes:-$at_once}
+[[ $gpus -eq 0 && -z $processes ]] || at_once=1
 [[ -n $processes ]] || processes=$((gpus > 0 ? gpus : 1))
-timed() { # timed NAME TITLE COMMAND: its time is a line of the summary
-    local began=$SECONDS
-    echo "== $2"
-    run "${@:3}"
-    summary+="$(printf '%-24s %5d s' "$1" $((SECONDS - began)))"$'\n'
+
+# ---------------------------------------------------------------- kinds of stages
+begin() { name=$1 began=$SECONDS; echo "== ${2:-$1}"; } # begin NAME [TITLE]
+end() { # waits for what was started; the time is a line of the summary
+    wait_for_all
+    summary+="$(printf '%-24s %5d s' "$name" $((SECONDS - began)))"$'\n'
 }
-stage() { timed "$1" "$1" "$python" -m "${@:2}"; } # stage NAME MODULE ARGUMENTS: one process
-stage_each() { # the same in $processes processes
-    local title="$1 ($processes processes)"
-    if [[ $processes -eq 1 ]]; then
-        stage "$@"
-    elif [[ $gpus -gt 0 ]]; then
-        timed "$1" "$title" "$python" -m accelerate.commands.launch --multi_gpu \
+module() { # module NAME RECIPE ARGUMENTS: starts one process
+    start "$python" -m "$1" "$2" ${own_recipes[@]+"${own_recipes[@]}"} "${@:3}"
+}
+stage() { begin "$1"; module "${@:2}"; end; } # stage TITLE MODULE RECIPE ARGUMENTS
+stage_each() { # the same in $processes processes that know of each other
+    [[ $processes -gt 1 ]] || { stage "$@"; return; }
+    begin "$1" "$1 ($processes processes)"
+    local arguments=("$2" "$3" ${own_recipes[@]+"${own_recipes[@]}"} "${@:4}")
+    if [[ $gpus -gt 0 ]]; then
+        start "$python" -m accelerate.commands.launch --multi_gpu \
             --num_processes "$processes" --num_machines 1 --mixed_precision no \
-            --dynamo_backend no -m "${@:2}"
+            --dynamo_backend no -m "${arguments[@]}"
     else # accelerate launch --cpu --num_processes N would run one process
         ACCELERATE_USE_CPU=1 OMP_NUM_THREADS=$((cores > processes ? cores / processes : 1)) \
-            timed "$1" "$title" "$python" -m torch.distributed.run --standalone \
-            --nproc_per_node "$processes" -m "${@:2}"
+            start "$python" -m torch.distributed.run --standalone \
+            --nproc_per_node "$processes" -m "${arguments[@]}"
     fi
+    end
 }
-stage_pairs() { # the same; on a CPU, jobs of one thread write more pairs than one job of many
-    if [[ $gpus -gt 0 || $pair_jobs -eq 1 ]]; then
-        stage_each "$@"
-    else
-        OMP_NUM_THREADS=1 timed "$1" "$1 ($pair_jobs processes)" \
-            several "$pair_jobs" "$python" -m "${@:2}"
-    fi
+stage_pairs() { # on a CPU: $pair_jobs processes of one thread that share the work by claims
+    [[ $gpus -eq 0 && $pair_jobs -gt 1 ]] || { stage_each "$@"; return; }
+    local number
+    local -x OMP_NUM_THREADS=1
+    begin "$1" "$1 ($pair_jobs processes)"
+    module "${@:2}"
+    for ((number = 1; number < pair_jobs; number++)); do
+        TQDM_DISABLE=1 module "${@:2}" > /dev/null
+    done
+    end
+}
+stage_train() { # stage_train STUDENTS: side by side; the first has a progress bar, the others a name
+    local title student of_each
+    title=$(printf ', %s' "$@")
+    local -x OMP_NUM_THREADS=$((cores / $#))
+    begin "train${title:1}" "train${title:1} (side by side)"
+    for student; do
+        of_each=("$student" --output_dir "$output/$student" "${train_arguments[@]}")
+        if [[ $student == "$1" ]]; then
+            module pipeline.train "${of_each[@]}"
+        else
+            TQDM_DISABLE=1 PYTHONUNBUFFERED=1 module pipeline.train "${of_each[@]}" \
+                > >(sed "s/^/$student: /")
+        fi
+    done
+    end
 }
 
 # ---------------------------------------------------------------- the stages of a recipe
-run_recipe() { # run_recipe STAGE_FUNCTION TITLE MODULE NAME ARGUMENTS
-    local function=$1 title=$2 module=$3 name=$4; shift 4
-    "$function" "$title" "$module" "$name" ${own_recipes[@]+"${own_recipes[@]}"} "$@"
-}
 stages=$("$python" -m pipeline.recipes "$recipe" ${own_recipes[@]+"${own_recipes[@]}"})
 { read -r features_do features; read -r teacher_do teacher; read -r -a students; } <<< "$stages"
 summary="" features_flag=()
 if [[ $features_do == train ]]; then
     features=$output/$recipe-features features_flag=(--feature_network "$features")
-    run_recipe stage features pipeline.train_classifier "$recipe" --output_dir "$features"
+    stage features pipeline.train_classifier "$recipe" --output_dir "$features"
 fi
 if [[ $teacher_do == train || $retrain -eq 1 ]]; then
     teacher=$output/$recipe-teacher
-    run_recipe stage teacher pipeline.train_teacher "$recipe" --output_dir "$teacher"
+    stage teacher pipeline.train_teacher "$recipe" --output_dir "$teacher"
 elif [[ $teacher_do == check ]]; then
-    run_recipe stage teacher pipeline.train_teacher "$recipe" --check --output_dir "$teacher"
+    stage teacher pipeline.train_teacher "$recipe" --check --output_dir "$teacher"
 fi
 pairs=$output/pairs/$recipe
-run_recipe stage_pairs pairs pipeline.make_pairs "$recipe" --teacher "$teacher" --output_dir "$pairs"
-runs=()
-for student in "${students[@]}"; do
-    run_recipe stage_each "train $student" pipeline.train "$student" --pairs "$pairs" \
-        --output_dir "$output/$student" ${features_flag[@]+"${features_flag[@]}"}
-    runs+=("$output/$student")
+stage_pairs pairs pipeline.make_pairs "$recipe" --teacher "$teacher" --output_dir "$pairs"
+train_arguments=(--pairs "$pairs" ${features_flag[@]+"${features_flag[@]}"})
+for ((first = 0; first < ${#students[@]}; first += at_once)); do
+    group=("${students[@]:first:at_once}") student=${students[first]}
+    if [[ ${#group[@]} -gt 1 ]]; then
+        stage_train "${group[@]}"
+    else
+        stage_each "train $student" pipeline.train "$student" --output_dir "$output/$student" \
+            "${train_arguments[@]}"
+    fi
 done
-run_recipe stage_each sample pipeline.sample "${students[0]}" \
-    --model "${runs[0]}" --output_dir "${runs[0]}/images"
-run_recipe stage evaluate pipeline.evaluate "$recipe" --pairs "$pairs" --teacher "$teacher" \
+runs=("${students[@]/#/$output/}")
+stage_each sample pipeline.sample "${students[0]}" --model "${runs[0]}" \
+    --output_dir "${runs[0]}/images"
+stage evaluate pipeline.evaluate "$recipe" --pairs "$pairs" --teacher "$teacher" \
     --runs "${runs[@]}" --output_dir "${runs[0]}/evaluation" \
     ${features_flag[@]+--feature_networks "$features"}
-run_recipe stage report pipeline.report "$recipe" --runs "${runs[@]}" \
-    --evaluation "${runs[0]}/evaluation"
+stage report pipeline.report "$recipe" --runs "${runs[@]}" --evaluation "${runs[0]}/evaluation"
 printf '\n%s' "$summary"

@@ -126,9 +126,9 @@ def progress_bar(total: int, what: str, unit: str, *, initial: int = 0, shown: b
         initial=initial,
         desc=what,
         unit=unit,
-        disable=not shown,
         dynamic_ncols=True,
         mininterval=0.2 if sys.stderr.isatty() else 20.0,
+        **({} if shown else {"disable": True}),  # else TQDM_DISABLE decides
     )
 
 

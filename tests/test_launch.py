@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("teacher", "pairs", "train smoke", "train smoke-vit", "sample", "evaluate", "report")
+TRAIN = (
+    ("train smoke, smoke-vit",) if (os.cpu_count() or 1) > 1 else ("train smoke", "train smoke-vit")
+)
+STAGES = ("teacher", "pairs", *TRAIN, "sample", "evaluate", "report")
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
