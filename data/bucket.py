@@ -5,19 +5,24 @@ alone can create are asked for by fsspec's `mode="create"` (S3's If-None-Match, 
 generation 0). Not every package and server knows that, so it is tried out.
 """
 
+import base64
 import json
+import os
+import re
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
+from hashlib import md5
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from data.data_set import check_same
-from data.lock import Owner, own_content, parse_owner
+from data.lock import Owner, machine, own_content, parse_owner
 from data.manifest import NAMES, Manifest, ShardRecord, read_record, record_name, tar_name
 from data.remote import MANIFEST, ObjectStore
 from data.site import Site
@@ -27,6 +32,11 @@ STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory")
 """Systems of fsspec whose files appear whole or not at all."""
 TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 """What systems of fsspec call the time at which an object was written."""
+CHECKSUMS = ("ETag", "etag", "md5Hash")
+"""What they call a checksum of its bytes, if it is one."""
+PART = 50 * 2**20  # bytes of the parts in which s3fs uploads large files
+WORKSHOP = re.compile(r"pairs-([\w.:-]+)-([0-9]{1,18})-\w{8}")
+"""Temporary folders in which shards are made: machine and process, and what `tempfile` adds."""
 
 
 class Bucket(Site):
@@ -44,9 +54,9 @@ class Bucket(Site):
     @cached_property
     def exclusive(self) -> bool:
         """Create an object twice, to see whether the second time fails."""
-        name = f".probe-{uuid.uuid4().hex}"
+        name, data = f".probe-{uuid.uuid4().hex}", own_content(time.time(), "").encode()
         try:
-            return [self._create(name, b"", exclusive=True) for _ in range(2)] == [True, False]
+            return [self._create(name, data, exclusive=True) for _ in range(2)] == [True, False]
         except InputError as error:
             if isinstance(error.__cause__, (TypeError, NotImplementedError)):  # unknown `mode`
                 return False
@@ -72,25 +82,25 @@ class Bucket(Site):
 
     @contextmanager
     def workshop(self) -> Iterator[Path]:
-        """Give a temporary folder; the variable TMPDIR says where."""
-        with TemporaryDirectory(prefix="pairs-") as folder:
+        """Give a temporary folder; the variable TMPDIR says where. Delete those of dead jobs."""
+        now = time.time()
+        for left in Path(tempfile.gettempdir()).glob("pairs-*"):
+            if (fits := WORKSHOP.fullmatch(left.name)) is None:
+                continue
+            if Owner(int(fits[2]), fits[1], now, now, "").is_gone(1.0, now):
+                shutil.rmtree(left, ignore_errors=True)  # unless it is another user's
+        with tempfile.TemporaryDirectory(prefix=f"pairs-{machine()}-{os.getpid()}-") as folder:
             yield Path(folder)
 
     def keep(self, folder: Path, record: ShardRecord) -> ShardRecord:
-        """Upload the tar, look at its size, then create the record; delete both here.
+        """Upload the tar and see that it has arrived, then create the record; delete both here.
 
         If another job has published the shard meanwhile, tar and record of one of the two stay.
         """
         shard = record.first_index // record.count
         tar, text = folder / tar_name(shard), (folder / record_name(shard)).read_bytes()
         if (published := self.finished(shard)) is None:
-            with self._named(tar.name) as (system, path):
-                system.put_file(str(tar), path)
-            if (size := self._size(tar.name)) != record.bytes:
-                raise InputError(
-                    f"expected {record.bytes} bytes in {self.store.place(tar.name)} after its "
-                    f"upload, got {size}; run the same command again"
-                )
+            self._upload(tar, record)
             if not self._create(record_name(shard), text):
                 published = read_record(self.store, shard)
                 # That of a tar that is gone, or of another job: the tar in its place decides.
@@ -154,7 +164,7 @@ class Bucket(Site):
         """Return the time of an object that is written now; else that of this machine."""
         name = f".probe-{uuid.uuid4().hex}"
         with suppress(InputError):  # who may only read asks for the status too
-            self._write(name, b"")
+            self._write(name, own_content(time.time(), "").encode())
             about = self._about(name)
             self.remove(name)
             return _time(about or {}) or time.time()
@@ -176,6 +186,25 @@ class Bucket(Site):
                 f"expected to write {self.store.place(name)}, got {problem}; check address, access "
                 "and network, then run the same command again"
             ) from error
+
+    def _upload(self, tar: Path, record: ShardRecord) -> None:
+        """Upload a tar; compare its size and checksum, or read it if the store tells no checksum.
+
+        An ETag may be something else, of encrypted objects for instance.
+        """
+        with self._named(tar.name) as (system, path):
+            system.put_file(str(tar), path)
+        about = self._about(tar.name) or {}
+        problem = None
+        if (size := about.get("size")) != record.bytes:
+            problem = f"{size} of them"
+        elif checksums(tar).isdisjoint(told_checksums(about)) and not self._holds(tar.name, record):
+            problem = "others"
+        if problem is not None:
+            raise InputError(
+                f"expected the {record.bytes} bytes of {self.store.place(tar.name)} after its "
+                f"upload, got {problem}; run the same command again"
+            )
 
     def _write(self, name: str, data: bytes) -> None:
         with self._named(name) as (system, path):
@@ -223,6 +252,27 @@ class Bucket(Site):
             with suppress(FileNotFoundError):
                 for about in system.ls(path, detail=True):
                     yield about["name"].rstrip("/").rpartition("/")[2], about
+
+
+def checksums(path: Path) -> set[str]:
+    """Return the MD5 of a file as stores tell it: in hexadecimal, in base64, and that of parts.
+
+    S3 tells the last one of files of two parts and more: the MD5 of their MD5s, and their number.
+    """
+    whole, parts = md5(usedforsecurity=False), list[bytes]()
+    with path.open("rb") as file:
+        for part in iter(partial(file.read, PART), b""):
+            whole.update(part)
+            parts.append(md5(part, usedforsecurity=False).digest())
+    of_parts = md5(b"".join(parts), usedforsecurity=False).hexdigest()
+    in_base64 = base64.b64encode(whole.digest()).decode()
+    return {whole.hexdigest(), in_base64, f"{of_parts}-{len(parts)}"}
+
+
+def told_checksums(about: dict[str, Any]) -> set[str]:
+    """Return what a store calls checksums of an object; hexadecimal ones in small letters too."""
+    told = [str(about[name]).strip('"') for name in CHECKSUMS if about.get(name)]
+    return {*told, *map(str.lower, told)}
 
 
 def _time(about: dict[str, Any]) -> float | None:

@@ -20,6 +20,8 @@ AGE = 120.0  # seconds without renewal after which a claim counts as that of a d
 RENEWAL = 15.0  # seconds between renewals
 PREFIX = ".claim-"
 LEFTOVER = re.compile(r"\.{1,2}(lock-|claim-)?(.+?)(\.[0-9a-f]{32}\.tmp)?")
+PROBE = re.compile(r"\.probe-[0-9a-f]{32}|\.claims\.[0-9a-f]{32}\.tmp")
+"""Files that tell the time of a place, or whether one job alone can create a file there."""
 NOTE = re.compile(r"([0-9]{1,11}) ([0-9]{1,18}) ([0-9]{1,18})")
 
 
@@ -147,7 +149,7 @@ def tidy(place: Place) -> None:
     """Delete files of killed writers whose shard, record or manifest exists by now.
 
     These are temporary files, locks and claims. A writer that still works on one of them loses
-    nothing, because its shard exists.
+    nothing, because its shard exists. Probes of killed jobs go too.
     """
     site = open_site(place)
     names = set(site.names())
@@ -155,6 +157,11 @@ def tidy(place: Place) -> None:
         ours = LEFTOVER.fullmatch(name)
         if ours and (ours[1] or ours[3]) and _is_finished(site, ours[2], names):
             site.remove(name)
+    if probes := [name for name in names if PROBE.fullmatch(name)]:
+        now = site.clock()
+        for name in probes:
+            if (owner := site.owner(name)) is not None and owner.is_gone(AGE, now):
+                site.remove(name)
 
 
 def _is_finished(site: Site, name: str, names: Container[str]) -> bool:

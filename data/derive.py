@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from data.manifest import (
 )
 from data.origins import MOST, Run, cut, joined, origins_text, parse_origins
 from data.pairs import Pairs
+from data.places import Place
 from data.reader import read_shard
 from data.store import Source, open_store
 from data.writer import write_given
@@ -271,7 +271,7 @@ class Derived:
                 found.append(source)
         return found
 
-    def write(self, folder: Path, shard: int) -> ShardRecord:
+    def write(self, place: Place, shard: int) -> ShardRecord:
         """Publish a shard."""
         size, parts, runs = self.manifest.pairs_per_shard, list[Pairs](), list[Run]()
         first, end = shard * size, (shard + 1) * size
@@ -291,4 +291,4 @@ class Derived:
                 f"expected origins of at most {MOST} characters in the record of shard {shard}, "
                 f"got {len(origins)}; choose a smaller pairs_per_shard"
             )
-        return write_given(folder, shard, self.manifest, Pairs.cat(parts), origins)
+        return write_given(place, shard, self.manifest, Pairs.cat(parts), origins)

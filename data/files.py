@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from data.folder import printable, without_secrets
 from get.errors import InputError
 
 UNKNOWN = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
@@ -26,12 +27,13 @@ def hidden_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
 
 
-def check_local(folder: Path) -> None:
-    """Refuse addresses where a local folder is written; `Path` makes `s3:/x` of `s3://x`."""
-    if re.match(r"[a-zA-Z][\w+.-]+:", str(folder)):
+def check_local(path: Path, name: str) -> None:
+    """Refuse an address for the setting of this name; `Path` makes `s3:/x` of `s3://x`."""
+    if re.match(r"[a-zA-Z][\w+.-]+:[/:]|pipe:", text := str(path)):
+        address = without_secrets(re.sub(":/+", "://", text, count=1))
         raise InputError(
-            f"expected a local folder to write to, got the address {folder}; "
-            "write to a local folder and copy it there"
+            f"expected a local path for {name}, got the address {printable(address)}; "
+            "use a local one, and copy it from there or to there"
         )
 
 

@@ -57,7 +57,7 @@ class PairSettings:
         if not isinstance(self.output_dir, (str, Path)):
             raise InputError(f"expected output_dir as a path or address, got {self.output_dir!r}")
         if isinstance(self.output_dir, Path):
-            check_local(self.output_dir)
+            check_local(self.output_dir, "output_dir")
         open_site(self.output_dir)  # refuses systems that cannot be written to
         for name in ("pairs_per_shard", "teacher_batch_size", "num_inference_steps", "pack"):
             if (value := getattr(self, name)) < 1:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain, pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -149,21 +148,23 @@ def let_make(teacher: Teacher, manifest: Manifest, noise: Tensor, labels: Tensor
 
 
 def write_given(
-    folder: Path, shard: int, manifest: Manifest, pairs: Pairs, origins: str | None = None
+    place: Place, shard: int, manifest: Manifest, pairs: Pairs, origins: str | None = None
 ) -> ShardRecord:
     """Publish one shard of pairs that already exist, images in [-1, 1]; see `write_shards`.
 
     `origins` says what they were chosen from (origins.py); None if they were not.
     """
-    tar = OpenShard(folder, shard, manifest)
-    try:
-        first = shard * manifest.pairs_per_shard
-        tar.add(range(first, first + len(pairs)), pairs)
-        record = tar.publish(origins)
-        assert record is not None, "as many pairs as a shard has"
-        return record
-    finally:
-        tar.close()
+    site = open_site(place)
+    with site.workshop() as folder:
+        tar = OpenShard(folder, shard, manifest)
+        try:
+            first = shard * manifest.pairs_per_shard
+            tar.add(range(first, first + len(pairs)), pairs)
+            record = tar.publish(origins)
+            assert record is not None, "as many pairs as a shard has"
+            return site.keep(folder, record)
+        finally:
+            tar.close()
 
 
 def _draws(

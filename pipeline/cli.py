@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, NoReturn, Self, TypeVar
 import tyro
 from tqdm import tqdm
 
+from data.files import check_local
 from get.errors import InputError
 from pipeline.jobs.launcher import end_with_launcher
 from pipeline.recipes import RECIPES, Recipe
@@ -183,7 +185,7 @@ def parse_flags(
     screen = sys.stderr
     with redirect_stderr(StringIO()) as shown:
         try:
-            return tyro.cli(
+            config = tyro.cli(
                 kind,
                 prog=command,
                 args=arguments,
@@ -199,6 +201,19 @@ def parse_flags(
                 raise error from None
             print(shown.getvalue(), end="", file=screen)
             raise
+    check_paths(config)
+    return config
+
+
+def check_paths(settings: Any) -> None:
+    """Raise InputError if a setting that is a local path has an address."""
+    for name in (field.name for field in fields(settings)):
+        value = getattr(settings, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, Path):
+                check_local(one, name)
+            elif is_dataclass(one):
+                check_paths(one)
 
 
 def _take(arguments: list[str], flag: str) -> str | None:

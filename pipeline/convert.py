@@ -4,7 +4,6 @@ The conversions are in pipeline/conversions; `table.py` there lists them by name
 exist; it appears once it is complete. Nothing in SOURCE is executed.
 """
 
-from data.files import check_local
 from get.errors import InputError
 from pipeline import cli
 from pipeline.conversions.table import CONVERSIONS, ConversionConfig
@@ -16,7 +15,6 @@ def main(config: ConversionConfig) -> None:
     Raises:
         InputError: If the source is not what it should be or OUT exists.
     """
-    check_local(config.output_dir)
     if config.output_dir.exists():
         raise InputError(
             f"expected nothing at {config.output_dir}, got a file or folder; choose another place"

@@ -6,9 +6,9 @@
     python -m pipeline.curate_pairs preview PAIRS --output_dir FOLDER
     python -m pipeline.curate_pairs push PAIRS USER/NAME
 
-PAIRS is whatever training reads, OUT a local folder. Like make_pairs.py, the same
-command continues, and several jobs share the work. Next: verify_pairs.py, which knows where the
-pairs of such a data set come from.
+PAIRS is whatever training reads, OUT a folder or an object store, as for make_pairs.py; as there,
+the same command continues, and several jobs share the work. Next: verify_pairs.py, which knows
+where the pairs of such a data set come from.
 """
 
 import re
@@ -18,26 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import tyro
-from PIL import Image
 
 from data.claims import Claims, missing_shards, tidy
-from data.data_set import open_data_set
-from data.derive import Chosen, Derived, Whole, check_alike, choose, distances, open_whole
-from data.files import check_local, new_file, write_json
-from data.pairs import Pairs
+from data.derive import Chosen, Derived, Whole, check_alike, choose, open_whole
+from data.files import new_file, write_json
+from data.places import open_site
 from data.reader import read_shard
 from data.summary import summarise
 from get.errors import InputError
-from get.images import grid, to_uint8
 from pipeline import cli
+from pipeline.jobs.pair_sheet import strips
 from pipeline.jobs.push import push
 from pipeline.jobs.sheet import stacked
 from pipeline.recipes.settings_make import positive
-
-CLASSES = 20  # that a contact sheet shows
-COLUMNS = 16  # pairs of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +39,13 @@ class Writing:
     """Where a derived data set goes, and its layout.
 
     Attributes:
-        output_dir: The folder of the new data set.
+        output_dir: The folder of the new data set, or its address in an object store.
         pairs_per_shard: Pairs per tar file; None is as before. Pairs at the end that do not fill
             one are left out.
         pack: Pairs per member of a tar; None is as before.
     """
 
-    output_dir: Path
+    output_dir: str
     pairs_per_shard: int | None = None
     pack: int | None = None
 
@@ -155,8 +149,6 @@ VERBS: dict[str, Curation] = {
 
 def main(config: Curation) -> None:
     """Do what the settings name."""
-    if not isinstance(config, Push):
-        check_local(config.output_dir)
     match config:
         case Subset():
             write(config, "subset", (whole := open_whole(config.pairs),), [subset(config, whole)])
@@ -175,18 +167,20 @@ def subset(config: Subset, whole: Whole) -> Chosen:
     """Return the pairs that the settings choose."""
     size, within = whole.manifest.pairs_per_shard, None
     if config.shards is not None:
-        shards = numbers(config.shards, "--shards")
+        shards = numbers(config.shards, "--shards", len(whole.records))
         within = (shards[:, None] * size + np.arange(size)).reshape(-1)
     if config.indices is not None:
         try:
-            listed = numbers(config.indices.read_text(), str(config.indices))
+            text = config.indices.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"expected a text file of indices, got {config.indices}: {error}; check the path"
             ) from error
+        listed = numbers(text, str(config.indices), len(whole))
         within = listed if within is None else np.intersect1d(within, listed)
     reads = -(-(len(whole) if within is None else len(within)) // size)
-    with cli.progress_bar(reads, "choose", "shard", shown=bool(config.drop_curved)) as bar:
+    read = bool(config.classes or config.drop_curved)
+    with cli.progress_bar(reads, "choose", "shard", shown=read) as bar:
         return choose(
             whole,
             within=within,
@@ -196,8 +190,8 @@ def subset(config: Subset, whole: Whole) -> Chosen:
         )
 
 
-def numbers(text: str, where: str) -> np.ndarray:
-    """Return the numbers of a list such as `0-99,200`, in order, each once."""
+def numbers(text: str, where: str, count: int) -> np.ndarray:
+    """Return the numbers of a list such as `0-99,200`, in order, each once, all below `count`."""
     parts = [part for part in re.split(r"[\s,]+", text) if part]
     fits = [re.fullmatch(r"([0-9]{1,12})(?:-([0-9]{1,12}))?", part) for part in parts]
     bad = [part for part, fit in zip(parts, fits, strict=True) if fit is None]
@@ -207,11 +201,21 @@ def numbers(text: str, where: str) -> np.ndarray:
             f"{ascii(bad[0])[:50] if bad else 'none'}"
         )
     ranges = [range(int(fit[1]), int(fit[2] or fit[1]) + 1) for fit in fits if fit]
+    for part, found in zip(parts, ranges, strict=True):
+        if not found or found[-1] >= count:
+            raise InputError(
+                f"expected numbers from 0 to {count - 1}, ranges that rise, in {where}, got {part}"
+            )
     return np.unique(np.concatenate([np.arange(r.start, r.stop) for r in ranges]))
 
 
 def write(config: Writing, verb: str, wholes: Sequence[Whole], chosen: Sequence[Chosen]) -> None:
     """Write those shards of a derived data set that are missing and that no other job writes."""
+    if not (site := open_site(config.output_dir)).exclusive:
+        raise InputError(
+            f"expected a store in which jobs can claim shards, got {site}, which lets several "
+            "create the same object; write to a local folder and copy it there"
+        )
     settings = {
         name: value.name if isinstance(value, Path) else _plain(value)
         for name in ("shards", "indices", "classes", "drop_curved")
@@ -225,29 +229,29 @@ def write(config: Writing, verb: str, wholes: Sequence[Whole], chosen: Sequence[
         pairs_per_shard=config.pairs_per_shard,
         pack=config.pack,
     )
-    open_data_set(store := config.output_dir, derived.manifest)
+    site.open(derived.manifest)
     size, written = derived.manifest.pairs_per_shard, 0
-    rest = list(missing_shards(store, range(derived.shards)))
+    rest = list(missing_shards(site, range(derived.shards)))
     bar = cli.progress_bar(len(rest) * size, verb, "pair")
-    with cli.Signals() as signals, bar, Claims(store, derived.shards) as claims:
+    with cli.Signals() as signals, bar, Claims(site, derived.shards) as claims:
         before = -1
         while written > before:
             before = written
             for shard in claims.missing(rest):
-                derived.write(store, shard)
+                derived.write(site, shard)
                 written += 1
                 bar.update(size)
                 if signals.received:
                     bar.close()
-                    signals.exit(signals.received, f"{written} shards are written to {store}")
+                    signals.exit(signals.received, f"{written} shards are written to {site}")
             rest = sorted(claims.others)  # look again: a job may have died since
-    tidy(store)
+    tidy(site)
     left = derived.count - derived.shards * size
-    others = len(list(missing_shards(store, range(derived.shards))))
+    others = len(list(missing_shards(site, range(derived.shards))))
     remarks = [f"{left} more do not fill a shard and are left out"] if left else []
     remarks += [f"other jobs are at work on {others} of them"] if others else []
     print(
-        f"{store}: {derived.shards * size:,} pairs in {derived.shards} shards, {written} of them "
+        f"{site}: {derived.shards * size:,} pairs in {derived.shards} shards, {written} of them "
         f"written now{''.join(f'; {remark}' for remark in remarks)}",
         file=sys.stderr,
     )
@@ -273,26 +277,6 @@ def preview(config: Preview) -> None:
         f"{config.output_dir}: {figures['looked_at']:,} of {figures['pairs']:,} pairs; "
         f"|x - z| {quantiles}"
     )
-
-
-def strips(pairs: Pairs) -> list[tuple[str, Image.Image]]:
-    """Return the first pairs of each class, and those with the least and the largest |x - z|."""
-    order = distances(pairs).argsort()
-    found = [("least |x - z|", order[:COLUMNS]), ("largest |x - z|", order[-COLUMNS:])]
-    if pairs.labels is None:
-        found.append(("the first", torch.arange(min(len(pairs), 4 * COLUMNS))))
-    else:
-        for label in pairs.labels.unique().tolist()[:CLASSES]:
-            found.append((f"class {label}", (pairs.labels == label).nonzero()[:COLUMNS, 0]))
-    return [(name, grid(visible(pairs.take(at).images), COLUMNS, 3)) for name, at in found]
-
-
-def visible(images: torch.Tensor) -> torch.Tensor:
-    """Return images as 8 bits; of latents three channels, within their own range."""
-    if images.shape[1] not in (1, 3):
-        images = images[:, :3] if images.shape[1] > 3 else images[:, :1]
-        images = images / images.abs().amax().clamp_min(1e-12)
-    return to_uint8(images)
 
 
 if __name__ == "__main__":

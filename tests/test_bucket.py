@@ -1,18 +1,19 @@
 """Pairs written straight to an object store: the bytes of a folder, shared, whole or refused."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 
 import fsspec
 import pytest
-from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.implementations.memory import MemoryFileSystem
 
 from data.bucket import Bucket
 from data.claims import AGE, Claims, read_claims, tidy
+from data.lock import machine
 from data.manifest import count_shards, record_name, tar_name
 from data.pair_settings import PairSettings
 from data.places import open_site
@@ -21,7 +22,7 @@ from get.errors import InputError
 from pipeline.pairs_status import look
 
 from .problems import Softsign
-from .processes import completed
+from .processes import At, completed
 from .shards import contents, manifest_of, order, read, write_pairs
 
 MANIFEST = manifest_of(Softsign())
@@ -45,16 +46,6 @@ class Careless(Known):
         super().pipe_file(path, value, mode="overwrite", **kwargs)
 
 
-class Cutting(Known):
-    """A store that keeps half of what is uploaded."""
-
-    protocol = "az"
-
-    def put_file(self, lpath, rpath, callback=DEFAULT_CALLBACK, mode="overwrite", **kwargs):
-        data = Path(lpath).read_bytes()
-        super().pipe_file(rpath, data[: len(data) // 2])
-
-
 class Closed(Known):
     """A store that may only be read."""
 
@@ -64,7 +55,7 @@ class Closed(Known):
         raise PermissionError("token=hidden is not allowed\nto write")
 
 
-for kind in (Careless, Cutting, Closed):
+for kind in (Careless, Closed):
     fsspec.register_implementation(kind.protocol, kind, clobber=True)
 
 
@@ -160,14 +151,36 @@ def test_a_store_without_exclusive_creation_is_written_to_by_numbered_jobs_only(
     assert len(files(place)) == 5
 
 
-def test_a_tar_that_arrives_in_part_has_no_record_and_is_named_in_one_line(place):
-    bucket = open_site(f"az://{place}")
-    bucket.open(MANIFEST)
-    with pytest.raises(InputError, match=r"in az://.*pairs-000000\.tar after its upload"):
-        write_shards(bucket, [0], Softsign(), MANIFEST)
-    assert sorted(files(place)) == ["manifest.json", tar_name(0)]
-    write_shards(f"memory://{place}", [0], Softsign(), MANIFEST)
-    assert open_site(f"memory://{place}").finished(0)
+def test_a_temporary_folder_of_a_killed_job_is_deleted_by_the_next(place, tmp_path, script):
+    few = "--num_pairs", 16, "--pairs_per_shard", 8, "--num_inference_steps", 2
+    command = "pipeline.make_pairs", "smoke", *few, "--output_dir", f"memory://{place}"
+    mine = {"TMPDIR": str(tmp_path)}
+    (tmp_path / "pairs-of-somebody").mkdir()
+    (tmp_path / f"pairs-{machine()}-{os.getpid()}-abcdefgh").mkdir()  # a job that works
+    (tmp_path / "pairs-far-away-7-abcdefgh").mkdir()
+    others = sorted(path.name for path in tmp_path.iterdir())
+    killed = script(*command, at=At("open", "*/.pairs-000000.tar.*.tmp"), **mine)
+    assert killed.code == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 4
+    completed(script(*command, **mine))
+    assert sorted(path.name for path in tmp_path.iterdir()) == others
+
+
+def test_derived_pairs_are_written_to_a_store_as_to_a_folder(place, tmp_path, here):
+    write_pairs(tmp_path / "pairs", 3)
+    command = "curate_pairs", "reshard", tmp_path / "pairs", "--pairs_per_shard", 4, "--output_dir"
+    completed(here(*command, tmp_path / "out"))
+    assert "4 of them written now" in completed(here(*command, f"memory://{place}/x")).err
+    assert files(f"{place}/x") == contents(tmp_path / "out")
+    MemoryFileSystem().rm_file(f"/{place}/x/{record_name(2)}")
+    assert "1 of them written now" in completed(here(*command, f"memory://{place}/x")).err
+    assert files(f"{place}/x") == contents(tmp_path / "out")
+    assert "4 of 4 shards are whole" in completed(here("verify_pairs", f"memory://{place}/x")).out
+    again = "curate_pairs", "merge", f"memory://{place}/x", "--output_dir", f"memory://{place}/y"
+    completed(here(*again))
+    refused = here(*command, f"oss://{place}/z")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "in which jobs can claim shards, got oss://" in refused.err
 
 
 def test_a_store_that_cannot_be_written_to_is_named_in_one_line_without_secrets(place, here):

@@ -195,6 +195,18 @@ def test_tidying_deletes_claims_of_finished_shards_only(tmp_path):
     assert hidden == {".claim-pairs-000001.tar", ".claim-of-somebody-else"}
 
 
+def test_tidying_deletes_probes_of_dead_jobs_only(tmp_path):
+    folder, here = write_pairs(tmp_path / "pairs", 1), lock.machine()
+    dead, living, far, old = (f".probe-{x * 32}" for x in "abcd")
+    (folder / dead).write_text(f"{2**22} {here} 1000")
+    (folder / living).write_text(f"{os.getppid()} {here} 1000")
+    for name, age in ((far, 0), (old, AGE + 5), (f".claims.{'a' * 32}.tmp", 10)):
+        (folder / name).write_text("" if "claims" in name else "7 far-away 1000")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    tidy(folder)
+    assert {path.name for path in folder.glob(".*")} == {living, far}
+
+
 # ---------------------------------------------------------------- the commands
 
 

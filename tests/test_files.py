@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.files import delete_leftovers, hidden_path, new_file, new_folder, read_json
+from data.files import check_local, delete_leftovers, hidden_path, new_file, new_folder, read_json
 from get.errors import InputError
 
 
@@ -32,6 +32,26 @@ def test_unreadable_json_is_bad_input(content, tmp_path):
         (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(InputError, match=r"expected JSON in .*x\.json"):
         read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("s3://key:SECRET@bucket/x", "s3://...@bucket/x"),
+        ("https://host/x?token=SECRET", "https://host/x?..."),
+        ("simplecache::memory://x", "simplecache::memory://x"),
+        ("pipe:cat {}", "pipe:cat {}"),
+    ],
+)
+def test_an_address_is_no_local_path_and_is_shown_without_secrets(path, shown):
+    with pytest.raises(InputError) as refused:
+        check_local(Path(path), "output_dir")
+    assert f"got the address {shown}; use" in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["runs/12:30", "run:1", "/a/s3:/x", "C:/x", "."])
+def test_a_local_path_may_have_colons(path):
+    check_local(Path(path), "output_dir")
 
 
 def test_leftovers_of_killed_writers_are_deleted_and_nothing_else(tmp_path):

@@ -98,6 +98,11 @@ def test_every_script_explains_itself_and_its_mistakes(name, here):
     misspelt = here(name, recipe, wrong, "x")
     assert misspelt.code == 2
     assert "Perhaps you meant" in misspelt.err
+    if name != "make_pairs":  # which writes to object stores
+        flag = {"report": "--evaluation", "demo": "--model"}.get(name, "--output_dir")
+        address = here(name, recipe, flag, "s3://key:SECRET@bucket/x")
+        assert (address.code, address.err.count("\n")) == (2, 1)
+        assert "got the address s3://...@bucket/x; use a local one" in address.err
 
 
 @pytest.fixture

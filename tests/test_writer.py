@@ -214,7 +214,7 @@ def test_generate_shard_is_one_pure_call(tmp_path, pack):
         ({"seed": 2**64}, r"seed from 0 to 2\^64 - 1"),
         ({"output_dir": 7}, "output_dir as a path or address, got 7"),
         ({"output_dir": "https://host/pairs"}, "a local folder or an object store"),
-        ({"output_dir": Path("s3://bucket")}, "a local folder to write to, got the address"),
+        ({"output_dir": Path("s3://bucket")}, "a local path for output_dir, got the address"),
     ],
 )
 def test_settings_of_pairs_that_mean_nothing_are_refused_where_they_are_made(changes, shown):

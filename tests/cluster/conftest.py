@@ -1,7 +1,7 @@
 """Engines for the tests in this folder: each is started by one script, and ends with it.
 
 `./launch.sh test --cluster` installs the engines and runs these tests. What each of them finds is
-written to runs/cluster.json.
+written to runs/cluster.json, in which all is of one commit.
 """
 
 import json
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
@@ -20,7 +21,9 @@ import pytest
 
 from data.files import write_json
 from pipeline.jobs.provenance import provenance
-from tests.processes import ROOT, completed, environment
+from tests.processes import ROOT, Result, Script, completed, environment
+from tests.runs import WEIGHTS, metrics
+from tests.shards import write_pairs
 
 HERE = Path(__file__).parent
 PACKAGES = ("ray", "s3fs", "moto")
@@ -29,6 +32,9 @@ PAIRS = (  # eight shards, each a second or more of work
     *("--teacher_batch_size", 32, "--num_inference_steps", 40),
 )
 SHARDS = 8
+STEPS = 120
+FEW = ("--max_train_steps", STEPS, "--validation_steps", STEPS, "--checkpointing_steps", 40)
+BEGAN = time.monotonic()
 
 
 def variables() -> dict[str, str]:
@@ -96,6 +102,43 @@ def alone(script, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# ---------------------------------------------------------------- trainings whose store dies
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More shards than a training keeps in memory."""
+    return write_pairs(tmp_path_factory.mktemp("many"), 25, "png")
+
+
+@pytest.fixture(scope="session")
+def local(many: Path, train: Script) -> Path:
+    """A training that reads them from the disk."""
+    run = many.with_name("local")
+    completed(train(run, "--pairs", many, *FEW))
+    return run
+
+
+def same(run: Path, other: Path) -> bool:
+    return (run / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
+
+
+def stopped_at_a_step(run: Path, kill: Callable[[], object], start: Callable[[], Result]) -> Result:
+    """Start a training, kill its store once it has made a few steps, and wait for it."""
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(start)
+        until(lambda: (run / "metrics.jsonl").exists() and len(metrics(run)) > 3)
+        kill()
+        return result.result()
+
+
+def one_line(result: Result) -> str:
+    """Return the message of a script that has refused its input."""
+    assert result.code == 2, result.err[-3000:]
+    assert "Traceback" not in result.err
+    return result.err.strip().splitlines()[-1]
+
+
 # ---------------------------------------------------------------- what happened
 
 
@@ -111,7 +154,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 
 def note(test: str, result: dict[str, object]) -> None:
-    """Write what a test found; others keep what is said of them."""
+    """Write what a test found, and how long it all took; others of this commit stay."""
     engines = {d.name: d.version for d in distributions() if d.name in PACKAGES}
     for name, command in {"slurm": ["slurmctld", "-V"], "munge": ["munged", "-V"]}.items():
         if shutil.which(command[0]):
@@ -120,6 +163,11 @@ def note(test: str, result: dict[str, object]) -> None:
     where = provenance()
     path = ROOT / "runs" / "cluster.json"
     path.parent.mkdir(exist_ok=True)
-    earlier = json.loads(path.read_text())["tests"] if path.exists() else {}
-    tests = {**earlier, test: {**result, "commit": where["commit"]}}
-    write_json(path, {**where, "engines": engines, "tests": dict(sorted(tests.items()))})
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    tests = earlier["tests"] if earlier.get("commit") == where["commit"] else {}
+    whole = {
+        "engines": engines,
+        "seconds": round(time.monotonic() - BEGAN),  # since the first test was looked for
+        "tests": dict(sorted({**tests, test: {**result, "commit": where["commit"]}}.items())),
+    }
+    write_json(path, {**where, **whole})

@@ -15,7 +15,7 @@ from data.manifest import list_shards
 from tests.processes import ROOT, Script, completed
 from tests.runs import assert_same_end, checkpoints, metrics
 
-from .conftest import HERE, PAIRS, SHARDS, engine, free_port, needs, shards, until, variables
+from .conftest import HERE, PAIRS, SHARDS, engine, needs, shards, until, variables
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 PYTHON = (sys.executable, "-m")
@@ -48,16 +48,29 @@ class Cluster:
             text=True,
         )
 
-    def submit(self, options: str, *command: object) -> str:
-        """Submit the documented script; the number of the job."""
+    def submit(self, options: str, *command: object, job: str = "requeue.sbatch") -> str:
+        """Submit a documented script; the number of the job."""
         log = f"--output={self.folder}/%j.log"
-        call = ("sbatch", "--parsable", log, *options.split(), HERE / "requeue.sbatch", *command)
+        call = ("sbatch", "--parsable", log, *options.split(), HERE / job, *command)
         return self(*call).stdout.strip()
 
     def jobs(self, number: str) -> list[dict[str, str]]:
         """Return what Slurm says of a job or of the elements of an array."""
         shown = self("scontrol", "show", "job", "-o", number).stdout
         return [dict(re.findall(r"(\w+)=(\S*)", line)) for line in shown.splitlines() if line]
+
+    def again(self, number: str, seconds: float = 300) -> None:
+        """Wait until a job has queued itself again; it begins after ten seconds, not two minutes.
+
+        Earlier its nodes may refuse it as the job that has just ended. Its time limit is gone.
+        """
+
+        def queued() -> bool:
+            (job,) = self.jobs(number)
+            return job["Restarts"] != "0" and job["JobState"] == "PENDING"
+
+        until(queued, seconds, f"the restart of job {number}")
+        self("scontrol", "update", f"JobId={number}", "StartTime=now+10", "TimeLimit=30")
 
     def end(self, number: str) -> list[dict[str, str]]:
         """Wait until all elements of a job have ended."""
@@ -91,6 +104,7 @@ def test_an_array_queues_again_what_is_stopped_and_a_second_submission_does_noth
     number = cluster.submit("--array=0-1%2", *command)
     until(lambda: claimed(folder, range(1, SHARDS, 2)), what="a claim of element 1")
     cluster("scancel", "--signal=USR1", "--batch", f"{number}_1")  # as at a time limit
+    cluster.again(f"{number}_1")
     ended = cluster.end(number)
     assert {job["JobState"] for job in ended} == {"COMPLETED"}, cluster.log()
     assert {job["ArrayTaskId"]: job["Restarts"] for job in ended} == {"0": "0", "1": "1"}
@@ -134,41 +148,53 @@ def test_a_killed_task_fails_its_job_and_the_same_command_makes_the_rest(
     assert shards(folder) == shards(alone)
 
 
-def test_a_training_under_torchrun_saves_its_state_before_its_job_queues_again(
+STEPS = 150
+TRAINING = (
+    *("smoke", "--validation_steps", 1000, "--checkpointing_steps", 1000),
+    *("--max_train_steps", STEPS, "--output_dir"),
+)
+
+
+def test_a_training_on_two_nodes_that_queues_itself_again_ends_with_the_same_bits(
     cluster: Cluster, script: Script, smoke_pairs: Path
 ) -> None:
     cluster.variables["ACCELERATE_USE_CPU"] = "1"
-    command = (
-        *("pipeline.train", "smoke", "--pairs", smoke_pairs, "--validation_steps", 1000),
-        *("--checkpointing_steps", 1000, "--max_train_steps", 400, "--output_dir"),
-    )
     run, alone = cluster.folder / "run", cluster.folder / "alone"
-    number = cluster.submit(
-        "", HERE / "node.sh", 1, f"127.0.0.1:{free_port()}", 2, "-m", *command, run
-    )
-    until(lambda: (run / "metrics.jsonl").exists() and len(metrics(run)) > 3)
+    command = (*TRAINING, run, "--pairs", smoke_pairs)
+    small = "--gpus-per-node=1 --cpus-per-task=1"
+    number = cluster.submit(small, *command, job="train.sbatch")
+    until(lambda: (run / "metrics.jsonl").exists() and len(metrics(run)) > 3, what="steps")
+    assert cluster.jobs(number)[0]["NumNodes"] == "2"
     cluster("scancel", "--signal=USR1", "--batch", number)
-    until(lambda: cluster.jobs(number)[0]["Restarts"] != "0", 300, "the restart")
+    cluster.again(number)
     assert checkpoints(run), cluster.log()
+    assert checkpoints(run)[0] < STEPS
     (job,) = cluster.end(number)
     assert job["JobState"] == "COMPLETED", cluster.log()
-    completed(script(*command, alone, processes=2))
+    completed(script("pipeline.train", *TRAINING, alone, "--pairs", smoke_pairs, processes=2))
     assert_same_end(run, alone)
+
+
+SLOWLY = """import runpy, sys, time
+sys.addaudithook(lambda event, _: event == "get.step" and time.sleep(0.4))
+sys.argv.pop(0)
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 
 
 def test_a_training_that_queues_itself_again_at_its_time_limit_ends_with_the_same_bits(
     cluster: Cluster, script: Script, smoke_pairs: Path
 ) -> None:
-    command = (
-        *("pipeline.train", "smoke", "--pairs", smoke_pairs, "--validation_steps", 1000),
-        *("--checkpointing_steps", 1000, "--max_train_steps", 2000, "--output_dir"),
-    )
-    number = cluster.submit(
-        "--time=1 --signal=B:USR1@10", *PYTHON, *command, cluster.folder / "run"
-    )
-    until(lambda: cluster.jobs(number)[0]["Restarts"] != "0", 1800, "the first restart")
-    cluster("scontrol", "update", f"JobId={number}", "TimeLimit=30")
+    run, alone = cluster.folder / "run", cluster.folder / "alone"
+    command = ("pipeline.train", *TRAINING)
+    (program := cluster.folder / "slowly.py").write_text(SLOWLY)
+    slowly = (sys.executable, program, *command, run, "--pairs", smoke_pairs)
+    # It takes a minute at least, and Slurm sends the signal 10 to 40 seconds before the limit.
+    number = cluster.submit("--time=1 --signal=B:USR1@10", *slowly)
+    cluster.again(number)
+    assert checkpoints(run), cluster.log()
+    assert checkpoints(run)[0] < STEPS
     (job,) = cluster.end(number)
     assert job["JobState"] == "COMPLETED", cluster.log()
-    completed(script(*command, cluster.folder / "alone"))
-    assert_same_end(cluster.folder / "run", cluster.folder / "alone")
+    completed(script(*command, alone, "--pairs", smoke_pairs))
+    assert_same_end(run, alone)

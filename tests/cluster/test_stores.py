@@ -1,67 +1,40 @@
-"""Trainings that read from an object store or a web server, which die, dawdle or refuse."""
+"""An object store: jobs write pairs to it and trainings read them, whatever happens to it."""
 
-import json
+import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.processes import At, Result, Script, completed
-from tests.runs import WEIGHTS, metrics
-from tests.shards import write_pairs
+from data.bucket import PART, Bucket, checksums, told_checksums
+from data.places import open_site
+from data.writer import write_shards
+from get.errors import InputError
+from tests.problems import Softsign
+from tests.processes import At, Script, completed
+from tests.shards import manifest_of, write_pairs
 
-from .conftest import PAIRS, engine, free_port, shards, until
+from .conftest import (
+    FEW,
+    PAIRS,
+    engine,
+    free_port,
+    one_line,
+    same,
+    shards,
+    stopped_at_a_step,
+    until,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 S3 = {
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{(S3_PORT := free_port())}",
     **{"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"},
 }
-WEB = f"http://127.0.0.1:{(WEB_PORT := free_port())}"
-STEPS = 120
-FEW = ("--max_train_steps", STEPS, "--validation_steps", STEPS, "--checkpointing_steps", 40)
-Start = Callable[[], None]
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More shards than a training keeps in memory."""
-    return write_pairs(tmp_path_factory.mktemp("many"), 25, "png")
-
-
-@pytest.fixture(scope="module")
-def local(many: Path, train: Script) -> Path:
-    """A training that reads them from the disk."""
-    run = many.with_name("local")
-    completed(train(run, "--pairs", many, *FEW))
-    return run
-
-
-def same(run: Path, other: Path) -> bool:
-    return (run / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
-
-
-def stopped_at_a_step(run: Path, kill: Callable[[], object], start: Callable[[], Result]) -> Result:
-    """Start a training, kill its store once it has made a few steps, and wait for it."""
-    with ThreadPoolExecutor(1) as thread:
-        result = thread.submit(start)
-        until(lambda: (run / "metrics.jsonl").exists() and len(metrics(run)) > 3)
-        kill()
-        return result.result()
-
-
-def one_line(result: Result) -> str:
-    """Return the message of a script that has refused its input."""
-    assert result.code == 2, result.err[-3000:]
-    assert "Traceback" not in result.err
-    return result.err.strip().splitlines()[-1]
-
-
-# ---------------------------------------------------------------- S3
 
 
 def upload(folder: Path, bucket: str) -> str:
@@ -152,6 +125,60 @@ def test_a_writer_whose_object_store_dies_ends_in_one_line_and_the_next_one_cont
     assert objects(place) == shards(alone)
 
 
+def test_a_tar_that_arrives_with_another_byte_has_no_record_and_is_written_again(
+    s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s3fs import S3FileSystem
+
+    manifest, site = manifest_of(Softsign(), "png"), open_site(empty("corrupted"))
+    uploads, reads = S3FileSystem.put_file, list[str]()
+
+    def corrupted(self: S3FileSystem, path: str, *arguments: object, **options: object) -> None:
+        data = bytearray(Path(path).read_bytes())
+        data[700] ^= 1
+        (tmp_path / "other").write_bytes(data)
+        uploads(self, str(tmp_path / "other"), *arguments, **options)
+
+    site.open(manifest)
+    with monkeypatch.context() as during:
+        during.setattr(S3FileSystem, "put_file", corrupted)
+        with pytest.raises(InputError, match=r"pairs-000000\.tar after its upload, got others"):
+            write_shards(site, [0], Softsign(), manifest)
+    assert sorted(objects(str(site))) == ["manifest.json", "pairs-000000.tar"]
+    monkeypatch.setattr(Bucket, "_holds", lambda *_: reads.append("a tar"))
+    write_shards(site, [0], Softsign(), manifest)
+    local = write_pairs(tmp_path / "pairs", 1, "png")
+    assert objects(str(site)) == shards(local)
+    assert reads == []  # the store's checksum was enough
+
+
+def test_the_store_tells_the_checksums_of_files_that_are_uploaded_in_one_and_in_parts(
+    s3, tmp_path: Path
+) -> None:
+    import fsspec
+
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    system.mkdir("sums")
+    for size in (5, 2 * PART + 3):
+        (path := tmp_path / str(size)).write_bytes(b"12345")
+        os.truncate(path, size)
+        system.put_file(str(path), f"sums/{size}")
+        told = told_checksums(system.info(f"sums/{size}"))
+        assert len(told & checksums(path)) == 1
+    assert next(iter(told)).endswith("-3")
+
+
+def test_derived_pairs_are_written_to_an_object_store(
+    s3, many: Path, script: Script, tmp_path: Path
+) -> None:
+    place, layout = empty("derived"), ("--pairs_per_shard", 30, "--pack", 4)
+    command = "pipeline.curate_pairs", "reshard", many, *layout, "--output_dir"
+    result = script(*command, place, processes=2, **S3)
+    assert result.codes == [0, 0], result.err
+    completed(script(*command, tmp_path / "folder"))
+    assert objects(place) == shards(tmp_path / "folder")
+
+
 def test_three_readers_verify_an_object_store(s3, many: Path, script: Script) -> None:
     place = upload(many, "verify")
     result = script("pipeline.verify_pairs", place, processes=3, **S3)
@@ -184,86 +211,3 @@ def test_a_training_ends_in_one_line_when_its_object_store_dies_and_continues_wi
     upload(many, "dies")
     completed(start())
     assert same(run, local)
-
-
-# ---------------------------------------------------------------- HTTP
-
-
-class Server:
-    """A web server of a data set; `mood` says how it answers."""
-
-    def __init__(self, folder: Path, moods: Path) -> None:
-        self.folder, self.moods = folder, moods
-        self.stack = ExitStack()
-
-    def start(self) -> None:
-        self.stack.enter_context(engine("web.py", self.folder, WEB_PORT, self.moods))
-
-    def mood(self, **mood: object) -> None:
-        self.moods.write_text(json.dumps(mood))
-
-
-@pytest.fixture
-def web(many: Path, tmp_path: Path) -> Iterator[Server]:
-    server = Server(many, tmp_path / "moods.json")
-    with server.stack:
-        server.start()
-        yield server
-
-
-def test_a_training_ends_in_one_line_when_its_web_server_dies_and_continues_with_it(
-    web: Server, local: Path, train: Script, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    start = lambda: train(run, "--pairs", WEB, *FEW)  # noqa: E731
-    line = one_line(stopped_at_a_step(run, web.stack.close, start))
-    assert f"expected to read {WEB}/pairs-" in line
-    web.start()
-    completed(start())
-    assert same(run, local)
-
-
-def test_a_web_server_may_be_away_for_a_few_seconds(
-    web: Server, local: Path, train: Script, tmp_path: Path
-) -> None:
-    def restart() -> None:
-        web.stack.close()
-        web.start()
-
-    run = tmp_path / "run"
-    completed(stopped_at_a_step(run, restart, lambda: train(run, "--pairs", WEB, *FEW)))
-    assert same(run, local)
-
-
-@pytest.mark.parametrize(
-    "mood", [{"delay": 0.05}, {"status": 500, "times": 2}], ids=["slow", "500"]
-)
-def test_what_a_web_server_does_for_a_while_changes_nothing(
-    mood: dict, web: Server, local: Path, train: Script, tmp_path: Path
-) -> None:
-    web.mood(**mood)
-    cache = "--pairs_cache", tmp_path / "cache"
-    completed(train(tmp_path / "run", "--pairs", WEB, *cache, *FEW))
-    assert same(tmp_path / "run", local)
-
-
-@pytest.mark.parametrize("status", [403, 404, 500])
-def test_a_web_server_that_never_gives_the_manifest_is_named_in_one_line(
-    status: int, web: Server, train: Script, tmp_path: Path
-) -> None:
-    web.mood(status=status)
-    assert f"{WEB}" in one_line(train(tmp_path / "run", "--pairs", WEB, *FEW))
-
-
-@pytest.mark.parametrize("status", [403, 404])
-def test_a_shard_that_a_web_server_does_not_give_is_damaged_and_may_be_skipped(
-    status: int, web: Server, train: Script, tmp_path: Path
-) -> None:
-    web.mood(**{"status": status, "for": "pairs-000003.tar"})
-    command = "--pairs", WEB, *FEW
-    stopped = train(tmp_path / "run", *command)
-    assert stopped.code in (1, 2)
-    assert "Traceback" not in stopped.err
-    assert "pairs-000003.tar" in stopped.err
-    around = completed(train(tmp_path / "around", *command, "--skip_damaged_shards"))
-    assert "pairs-000003.tar" in around.out + around.err
