@@ -123,6 +123,7 @@ def end_with_code(work: Callable[[], object]) -> None:
 
 def progress_bar(total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True) -> tqdm:
     """Return a bar with rate and time left; in a log file it writes a line now and then only."""
+    hidden: dict[str, Any] = {} if shown else {"disable": True}  # else TQDM_DISABLE decides
     return tqdm(
         total=total,
         initial=initial,
@@ -130,7 +131,7 @@ def progress_bar(total: int, what: str, unit: str, *, initial: int = 0, shown: b
         unit=unit,
         dynamic_ncols=True,
         mininterval=0.2 if sys.stderr.isatty() else 20.0,
-        **({} if shown else {"disable": True}),  # else TQDM_DISABLE decides
+        **hidden,
     )
 
 
