@@ -143,12 +143,6 @@ def test_bf16_is_compared_with_tf32(tmp_path):
     assert found["speedup"] > 0
 
 
-@pytest.mark.gpu
-def test_bf16_and_compiled_is_faster_than_tf32_on_a_gpu(tmp_path):
-    config = replace(tiny_training(tmp_path), fast_size="GET-B/2", image_size=32, batch_size=32)
-    assert train.fast(config, torch.device("cuda"))["speedup"] > 1
-
-
 def test_writing_pairs_is_compared_with_the_teacher_alone(tmp_path):
     writer.main(writer.WriterConfig(output_dir=tmp_path, recipe="smoke", repeats=1))
     found = json.loads((tmp_path / "writer.json").read_text())

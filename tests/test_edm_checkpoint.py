@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.teachers.edm.checkpoint import build, load, open_checkpoint, save
+from data.teachers.edm.layers import Conv
 from data.teachers.heun import EdmHeun
-from data.teachers.settings import Sampler
+from data.teachers.settings import Execution, Sampler
 from data.teachers.teacher import Teacher
 from get.errors import InputError
 from get.noise import draw
@@ -121,6 +122,21 @@ def test_pickle_and_folder_make_the_same_teacher(pkl: Path, kind: str) -> None:
     assert first.evaluations == 5
 
 
+def test_bfloat16_changes_an_edm_network_a_little_and_stays_bfloat16_inside(tmp_path: Path) -> None:
+    folder = save_kind(tmp_path / "a")
+    bf16 = Execution(mixed_precision="bf16", memory_format="channels_last")
+    full, half = (open_checkpoint(folder, FEW, "cpu", e) for e in (Execution(), bf16))
+    inside = set()
+    for module in half.network.modules():
+        if isinstance(module, Conv):
+            module.register_forward_hook(lambda m, args, out: inside.add(out.dtype))
+    expected, made = images(full), images(half)
+    assert inside == {torch.bfloat16}
+    assert made.dtype == torch.float32
+    assert 0 < (made - expected).norm() < 0.05 * expected.norm()
+    assert half.execution == bf16
+
+
 def test_noise_levels_stay_within_the_networks_range(pkl: Path, tmp_path: Path) -> None:
     for kind, low in (("vp in EDM", 0.002), ("vp in VP", 0.002), ("ve in VE", 0.02)):
         write_kind(pkl, kind)
@@ -142,7 +158,9 @@ def test_the_fingerprint_tells_weights_settings_and_steps_apart(tmp_path: Path) 
     weights["model.enc.8x8_conv.bias"][0] += 1e-6
     save_file(weights, folder / "model.safetensors")
     fingerprints.append(open_checkpoint(folder, FEW, "cpu").fingerprint)
-    assert len(set(fingerprints)) == 4
+    for execution in (Execution(compile=True), Execution(mixed_precision="bf16")):
+        fingerprints.append(open_checkpoint(folder, FEW, "cpu", execution).fingerprint)
+    assert len(set(fingerprints)) == 6
     assert {len(fingerprint) for fingerprint in fingerprints} == {64}
 
 

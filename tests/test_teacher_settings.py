@@ -124,10 +124,8 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
 
 
 @pytest.mark.parametrize("name", ["network.pkl", "edm.json"])
-def test_an_edm_checkpoint_is_known_by_its_name_and_takes_no_execution_settings(name, tmp_path):
+def test_an_edm_checkpoint_is_known_by_its_name(name, tmp_path):
     (tmp_path / name).write_text("{}")
     path = tmp_path / name if name == "network.pkl" else tmp_path
-    with pytest.raises(InputError, match=f"no execution settings .*{path}, got compile; it runs"):
-        open_teacher(path, Sampler(), "cpu", Execution(compile=True))
     with pytest.raises(InputError, match="EDM"):
         open_teacher(path, Sampler(name="ddim"), "cpu")

@@ -8,7 +8,6 @@ from data.teachers.diffusers_folder import open_folder
 from data.teachers.edm.checkpoint import open_checkpoint
 from data.teachers.settings import Execution, Sampler
 from data.teachers.teacher import Teacher
-from get.errors import InputError
 
 
 def open_teacher(
@@ -27,10 +26,5 @@ def open_teacher(
     """
     path = Path(source)
     if path.suffix == ".pkl" or (path / "edm.json").is_file():
-        if changed := execution.settings():
-            raise InputError(
-                f"expected no execution settings for the EDM checkpoint {path}, got "
-                f"{', '.join(changed)}; it runs in float32 as it is"
-            )
-        return open_checkpoint(path, sampler, device)
+        return open_checkpoint(path, sampler, device, execution)
     return open_folder(source, sampler, device, execution)

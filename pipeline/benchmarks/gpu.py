@@ -1,29 +1,42 @@
 """All that only a GPU can answer, in order of worth, within so many minutes.
 
-Each part runs in a process of its own and leaves gpu-PART.json; the same command goes on with the
-parts that have none. `--rehearse` runs the same code at its smallest on a CPU, without compiling,
-so that no minute on a GPU is lost to a typing error.
+Each part runs in a process of its own, and every row is kept in gpu.json at once (gpu_rows.py); the
+same command goes on with what is missing. `--rehearse` runs the same code at its smallest on a CPU,
+without compiling, so that no minute on a GPU is lost to a typing error.
 """
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 
 from data.files import read_json
 from get.errors import InputError
-from pipeline.benchmarks.gpu_parts import PARTS, GpuConfig, Part
-from pipeline.benchmarks.results import save
-from pipeline.jobs.tables import markdown as markdown_table
+from pipeline.benchmarks import gpu_jobs, gpu_models
+from pipeline.benchmarks.gpu_rows import GpuConfig, Part, Rows, found, measure
+from pipeline.benchmarks.gpu_table import markdown
 
-AT_MOST = 9 * 60  # seconds of a part
+PARTS: dict[Part, Callable[[GpuConfig], Rows]] = {
+    "tests": gpu_jobs.tests,
+    "steps": gpu_models.steps,
+    "sampling": gpu_models.sampling,
+    "pairs": gpu_jobs.pairs,
+    "saving": gpu_jobs.saving,
+    "training": gpu_jobs.training,
+}
+SHARES: dict[Part, int] = {  # seconds of the first go, so that every part has a first row
+    "tests": 120, "steps": 240, "sampling": 90, "pairs": 90, "saving": 60, "training": 240
+}  # fmt: skip
+LEAST = 30  # seconds in which a part can do anything
 
 
 def main(config: GpuConfig) -> None:
-    """Run the parts that have no result yet, or one of them here.
+    """Measure what is missing, or a part of it here.
 
     Raises:
         InputError: If there is no GPU and this is no rehearsal.
@@ -34,55 +47,42 @@ def main(config: GpuConfig) -> None:
         if config.rehearse:  # compiling takes longer than all the rest
             torch.compiler.set_stance("force_eager")
         torch.set_float32_matmul_precision("high")  # TF32
-        figures = PARTS[config.only](config.sized())
-        save(config, f"gpu-{config.only}", {"rehearsal": config.rehearse, **figures})
+        measure(config, config.only, PARTS[config.only](config.sized()))
         return
     until = time.monotonic() + 60 * config.minutes
+    new = [part for part in config.parts if not found(config, part)["rows"]]
+    for part in new:
+        share = until - time.monotonic() if config.rehearse else SHARES[part]
+        go(config, part, min(share, until - time.monotonic()))
     for part in config.parts:
-        if is_done(config, part):
-            print(f"{part}: done")
-        elif (left := until - time.monotonic()) < 30:
-            print(f"{part}: no time left; the same command goes on here")
-        else:
-            run_part(part, min(left, AT_MOST))
-    print(markdown(config.output_dir))
+        go(config, part, until - time.monotonic())
+    if (path := config.output_dir / "gpu.json").exists():
+        print(markdown(read_json(path)))
 
 
-def is_done(config: GpuConfig, part: Part) -> bool:
-    """Say whether a part has a result; that of a rehearsal is none of the measurement."""
-    path = config.output_dir / f"gpu-{part}.json"
-    return path.exists() and read_json(path)["rehearsal"] == config.rehearse
-
-
-def run_part(part: Part, seconds: float) -> None:
-    """Run a part in a process of its own, with the flags of this command, and go on without it."""
+def go(config: GpuConfig, part: Part, seconds: float) -> None:
+    """Measure what is missing of a part, in a process of its own with the flags of this command."""
+    if found(config, part)["whole"]:
+        return
+    if seconds < LEAST:
+        print(f"{part}: no time left; the same command goes on here", flush=True)
+        return
     command = [sys.executable, "-m", "pipeline.benchmark", *sys.argv[1:], "--only", part]
-    try:
-        done = subprocess.run(command, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        print(f"{part}: stopped after {seconds:.0f} s, without a result")
-    else:
-        if done.returncode:
-            print(f"{part}: failed with exit code {done.returncode}; the others go on")
+    code = run_for(command, seconds)
+    if code is None:
+        print(f"{part}: stopped after {seconds:.0f} s; its rows are kept", flush=True)
+    elif code:
+        print(f"{part}: failed with exit code {code}; the others go on", flush=True)
 
 
-def markdown(folder: Path) -> str:
-    """Return the tables of the parts that have results."""
-    tables = []
-    with contextlib.suppress(InputError):
-        head = ["model", "batch", "way", "images/s", "of the limit", "peak GiB"]
-        rows = [
-            [r["size"], str(r["batch"]), r["way"], f"{r['images_per_second']:.0f}",
-             f"{r['of_limit']:.1%}", f"{(r['peak_bytes'] or 0) / 2**30:.1f}"]
-            for r in read_json(folder / "gpu-steps.json")["rows"]
-        ]  # fmt: skip
-        tables.append(markdown_table([head, *rows]))
-    with contextlib.suppress(InputError):
-        head = ["model", "images at once", "way", "ms", "of the limit"]
-        rows = [
-            [r["size"], str(r["batch"]), r["way"], f"{r['seconds'] * 1e3:.1f}",
-             f"{r['of_limit']:.1%}"]
-            for r in read_json(folder / "gpu-sampling.json")["rows"]
-        ]  # fmt: skip
-        tables.append(markdown_table([head, *rows]))
-    return "\n\n".join(tables)
+def run_for(command: Sequence[str], seconds: float) -> int | None:
+    """Return the exit code of a command; None if it, with all it has started, was stopped then."""
+    with subprocess.Popen(command, process_group=0) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)

@@ -26,6 +26,7 @@ from pipeline.benchmarks import (
     delta,
     field,
     gpu,
+    gpu_table,
     loops,
     memory,
     modes,
@@ -65,7 +66,7 @@ BENCHMARKS = {
         delta.DeltaConfig(), delta.main, delta.markdown, "delta", "Skipping small changes"
     ),
     "field": Benchmark(field.FieldConfig(), field.main, loops.markdown),
-    "gpu": Benchmark(gpu.GpuConfig(), gpu.main),
+    "gpu": Benchmark(gpu.GpuConfig(), gpu.main, gpu_table.markdown, "gpu"),
     "memory": Benchmark(memory.MemoryConfig(), memory.main, memory.markdown),
     "modes": Benchmark(modes.ModesConfig(), modes.main, modes.markdown),
     "ours": Benchmark(ours.OursConfig(), ours.main, ours.markdown),

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -16,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.teachers.edm.networks import DhariwalConfig, DhariwalUNet, SongConfig, SongUNet
 from data.teachers.edm.pickle_reader import Checkpoint, Number, read_pickle
 from data.teachers.edm.precondition import EdmPrecond, Precond, VePrecond, VpPrecond
 from data.teachers.heun import EdmHeun
 from data.teachers.ode import choose_sampler
-from data.teachers.settings import Sampler
+from data.teachers.settings import Execution, Sampler
 from data.teachers.teacher import Teacher, fingerprint, refuse_guidance
 from get.errors import InputError
 
@@ -46,7 +47,12 @@ RECORDED = (  # numbers that a checkpoint keeps in its modules: another value is
 )
 
 
-def open_checkpoint(path: Path, sampler: Sampler, device: torch.device | str) -> Teacher:
+def open_checkpoint(
+    path: Path,
+    sampler: Sampler,
+    device: torch.device | str,
+    execution: Execution = Execution(),  # noqa: B008  frozen
+) -> Teacher:
     """Open a teacher from NVlabs' `.pkl` or a converted folder; see `open_teacher`.
 
     The noise levels go from 80 to 0.002, or as far as the network's own range allows.
@@ -67,20 +73,23 @@ def open_checkpoint(path: Path, sampler: Sampler, device: torch.device | str) ->
         "network": type(network).__name__,
         "config": asdict(config),
         "sampler": {"steps": sampler.steps, "sigma": [low, high], "rho": RHO, **name},
+        **execution.settings(),
     }
     return Teacher(
         network=network.to(device),
-        call=_call,
+        call=partial(_call, classes=config.label_dim),
         ode=ode,
         image_shape=(config.img_channels, config.img_resolution, config.img_resolution),
         num_classes=config.label_dim or None,
         fingerprint=fingerprint(settings, checkpoint.state),
         sampler=sampler,
+        execution=execution,
     )
 
 
-def _call(network: Network, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
-    classes = network.config.label_dim
+def _call(
+    network: nn.Module, x: Tensor, time: Tensor, labels: Tensor | None, *, classes: int
+) -> Tensor:
     return network(x, time, None if labels is None else F.one_hot(labels, classes).to(x.dtype))
 
 

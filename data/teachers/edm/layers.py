@@ -83,7 +83,8 @@ class Conv(nn.Module):
             x = F.conv2d(x, self.weight, padding=padding)
         if smooth is not None and self.fused_resample:
             x = self._resampled(x, smooth, 0)
-        return x if self.bias is None else x + self.bias[:, None, None]
+        # Under autocast the product is bf16; a float32 bias would make all that follows float32.
+        return x if self.bias is None else x + self.bias.to(x.dtype)[:, None, None]
 
     def _resampled(self, x: Tensor, smooth: Tensor, padding: int) -> Tensor:
         convolution, factor = (F.conv_transpose2d, 4) if self.up else (F.conv2d, 1)
