@@ -68,6 +68,13 @@ def test_variation_within_classes_is_the_trace_of_its_quotient_by_that_between()
     assert found.spread == pytest.approx(float(within.trace() / between.trace()))
 
 
+def test_features_of_one_number_are_measured_too():
+    features = torch.tensor([[1.0], [3.0], [-2.0], [-4.0]])
+    found = neural_collapse(features, torch.tensor([0, 0, 1, 1]), torch.tensor([[1.0], [-1.0]]))
+    assert (found.nc1, found.spread) == pytest.approx((1 / 2 / 6.25, 1 / 6.25))  # means 2 and -3
+    assert (found.nc2, found.nc3, found.cosine) == pytest.approx((0, 0, -1))
+
+
 def test_every_class_counts_alike():
     """The centre of three points and one far away is the mean of the class means."""
     vertices = frame(3, 4)
@@ -107,5 +114,7 @@ def test_free_features_make_a_simplex_if_balanced_and_merge_minorities_if_not(ra
 def test_a_class_without_features_is_refused():
     with pytest.raises(InputError, match=r"each of 3 classes, .* got those of \[0, 2\]"):
         neural_collapse(torch.zeros(2, 4), torch.tensor([0, 2]), torch.zeros(3, 4))
+    with pytest.raises(InputError, match=r"each of 2 classes, .* got those of \[0, 1, 2\]"):
+        neural_collapse(torch.zeros(3, 4), torch.arange(3), torch.zeros(2, 4))
     with pytest.raises(InputError, match=r"at least two classes, got \[1\]"):
         mean_cosine(torch.ones(3, 2), [1])

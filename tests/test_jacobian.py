@@ -36,8 +36,31 @@ def test_the_penalty_reaches_parameters_and_injections_but_not_the_state():
     assert by_w.abs().sum() > 0
     assert by_x.abs().sum() > 0
     assert by_z is None
+    with torch.no_grad():
+        number = jacobian_penalty(
+            lambda z, x: tanh_layer(z, x, w), z, inputs=(x,), generator=seeded(3)
+        )
+    assert not number.requires_grad
+    assert number.mean() == penalty
     with pytest.raises(ValueError, match="at least 1 draw"):
         jacobian_penalty(lambda z: z, z, draws=0)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_map_that_does_not_depend_on_z_has_the_jacobian_zero(grad):
+    z = torch.ones(2, 3)
+    with torch.set_grad_enabled(grad):
+        for f in (torch.ones_like, lambda z: 0 * z + 1, lambda z: z.detach().requires_grad_()):
+            assert jacobian_penalty(f, z).tolist() == spectral_radius(f, z).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_measured_in_float32(dtype):
+    z = torch.ones(2, 64, dtype=dtype)
+    radii = spectral_radius(lambda z: 512 * z, z)
+    torch.testing.assert_close(radii, torch.full((2,), 512.0), rtol=1e-2, atol=0)
+    penalty = jacobian_penalty(lambda z: 512 * z, z, draws=500)  # beyond the range of float16
+    torch.testing.assert_close(penalty, torch.full((2,), 512.0**2), rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("radius", [0.3, 0.9, 1.7])

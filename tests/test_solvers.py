@@ -57,6 +57,23 @@ def test_anderson_that_restarts_needs_no_more_than_plain_iteration_on_a_rough_ma
     assert evaluations(Anderson()).mean() <= evaluations(Picard()).mean()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("solver", [Anderson(), Anderson(ridge=0.0, restart=False)], ids=str)
+def test_anderson_lives_with_residuals_that_depend_on_each_other(solver, dtype):
+    """The errors of a map z <- a z + b have one direction, and are rounding errors soon."""
+    a, b = torch.linspace(-0.99, 0.99, 512, dtype=dtype)[:, None].requires_grad_(), torch.arange(3)
+    solution = fixed_point(
+        lambda z, a: a * z + b,
+        torch.zeros(512, 3, dtype=dtype),
+        inputs=(a,),
+        solver=solver,
+        max_steps=12,
+        select="last",
+    )
+    torch.testing.assert_close(solution.z, b / (1 - a), rtol=1e-4, atol=0)
+    assert torch.autograd.grad(solution.z.sum(), a)[0].isfinite().all()
+
+
 def test_broyden_ends_within_twice_the_dimension_of_a_linear_map():
     dimension = 8
     x, a, answer = mixed_batch((0.95,), dimension)

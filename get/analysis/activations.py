@@ -7,7 +7,7 @@ Computing with infinite networks, 1996); any other phi by quadrature. `nngp.py` 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -65,7 +65,9 @@ def erf_moment(covariance: Kernel) -> Kernel:
     return 2 / math.pi * sine.clamp(-1, 1).arcsin()
 
 
-def quadrature(phi: Callable[[Tensor], Tensor], covariance: Kernel, *, nodes: int = 100) -> Kernel:
+def quadrature(
+    phi: Callable[[Tensor], Tensor], covariance: Kernel, *, nodes: int | None = None
+) -> Kernel:
     """Return E[phi(a) phi(b)] of a smooth phi by Gauss-Hermite quadrature.
 
     With a = s_a g the coefficients c_k(s) = E[phi(s g) He_k(g)] / sqrt(k!) are one-dimensional
@@ -77,20 +79,14 @@ def quadrature(phi: Callable[[Tensor], Tensor], covariance: Kernel, *, nodes: in
     Args:
         phi: Applied to (..., points, nodes).
         covariance: Of the Gaussian numbers.
-        nodes: Of the rule and terms of the sum; 100 leave an error below 2e-8 for tanh at variances
-            up to 2, below 1e-11 up to 1.
+        nodes: Of the rule and terms of the sum; None is 100 for variances up to 1, else 300. For
+            tanh the error is then below 1e-11 at variances up to 3, 1e-8 at 5, 1e-6 at 10, and
+            3e-4 at 30.
     """
-    places, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    like = {"dtype": covariance.dtype, "device": covariance.device}
-    g = torch.tensor(places, **like)
-    weight = torch.tensor(weights / weights.sum(), **like)
-    polynomials = [torch.ones_like(g), g]  # normalised: He_k / sqrt(k!)
-    for k in range(1, nodes - 1):
-        after = (g * polynomials[k] - math.sqrt(k) * polynomials[k - 1]) / math.sqrt(k + 1)
-        polynomials.append(after)
-    basis = torch.stack(polynomials[:nodes], dim=1) * weight[:, None]
-
     deviation, correlation = _scales(covariance)
+    if nodes is None:
+        nodes = 100 if bool((deviation <= 1).all()) else 300
+    g, basis = (torch.from_numpy(x).to(covariance) for x in _rule(nodes))
     coefficients = (phi(deviation[..., None] * g) @ basis).movedim(-1, 0)
     sizes = coefficients.flatten(1).abs().amax(1)
     counted = (sizes > torch.finfo(covariance.dtype).eps * sizes.max()).tolist()
@@ -102,6 +98,17 @@ def quadrature(phi: Callable[[Tensor], Tensor], covariance: Kernel, *, nodes: in
             c = coefficients[k]
             total.addcmul_(c[..., :, None], c[..., None, :])
     return total
+
+
+@cache
+def _rule(nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nodes, and at them He_k / sqrt(k!) for k < nodes, times the weights."""
+    g, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    polynomials = [np.ones_like(g), g]
+    for k in range(1, nodes - 1):
+        after = (g * polynomials[k] - math.sqrt(k) * polynomials[k - 1]) / math.sqrt(k + 1)
+        polynomials.append(after)
+    return g, np.stack(polynomials[:nodes], 1) * (weights / weights.sum())[:, None]
 
 
 RELU = Activation("relu", torch.relu, relu_moment, homogeneous=True)

@@ -56,19 +56,18 @@ def class_means(
     The covariance is the mean over classes of each class's own.
 
     Raises:
-        InputError: If there are fewer than two classes, or one has no features.
+        InputError: If there are fewer than two classes, others, or one has no features.
     """
-    if classes < 2 or not bool((labels.bincount(minlength=classes) > 0).all()):
+    counts = labels.bincount(minlength=classes)
+    if not 2 <= classes == len(counts) or not bool((counts > 0).all()):
         raise InputError(
             f"expected features of each of {classes} classes, at least two, got those of "
             f"{labels.unique().tolist()}; give the number of classes that there are"
         )
     features = features.detach().double()
     means = torch.stack([features[labels == c].mean(0) for c in range(classes)])
-    within = torch.stack(
-        [(features[labels == c] - means[c]).T.cov(correction=0) for c in range(classes)]
-    )
-    return means, within.mean(0)
+    rest = (features - means[labels]) / (classes * counts[labels, None]).sqrt()
+    return means, rest.T @ rest
 
 
 def neural_collapse(

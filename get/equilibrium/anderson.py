@@ -18,7 +18,8 @@ class Anderson:
     Attributes:
         memory: Number of states remembered, at least 2.
         damping: Step length in (0, 1].
-        ridge: Added to the diagonal of the Gram matrix of residuals, in units of its mean.
+        ridge: Added to the diagonal of the Gram matrix of residuals, in units of its mean; at least
+            1e-12, without which residuals that depend on each other have no mixture.
         restart: A sample whose residual has grown clears its memory and takes a plain step. Without
             this the method stalls on trained GETs (docs/log.md); with it, it cannot find a
             repelling fixed point.
@@ -72,14 +73,15 @@ class Anderson:
 
         # Minimise a^T G a under sum a = 1: solve (G / scale + ridge I) a = 1, then divide by sum a.
         # Slots not in use get the equation 1 * a_i = 0.
-        scale = (squares.sum(1) / known).clamp_min(torch.finfo(z.dtype).tiny)
+        # In float64, because the matrix is often singular to the last bits of float32.
+        scale = squares.sum(1) / known
+        scale = torch.where(scale > torch.finfo(z.dtype).tiny, scale, 1)
         both = counts[:, :, None] * counts[:, None]
-        identity = torch.eye(memory, dtype=z.dtype, device=z.device)
-        system = torch.where(
-            both > 0, gram / scale[:, None, None] + self.ridge * identity, identity
-        )
-        weights, _ = torch.linalg.solve_ex(system, counts[:, :, None])
-        weights = (weights[:, :, 0] / weights.sum(1))[:, :known]
+        identity = torch.eye(memory, dtype=torch.float64, device=z.device)
+        system = (gram / scale[:, None, None]).double() + max(self.ridge, 1e-12) * identity
+        system = torch.where(both > 0, system, identity)
+        weights, _ = torch.linalg.solve_ex(system, counts[:, :, None].double())
+        weights = (weights[:, :, 0] / weights.sum(1))[:, :known].to(z.dtype)
 
         # The next state is the same mixture of the targets.
         mixture = combine(weights, targets[:, :known]).to(dtype)

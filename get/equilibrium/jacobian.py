@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from get.equilibrium.vectors import wide
+
 
 def jacobian_penalty(
     f: Callable[..., Tensor],
@@ -19,7 +21,8 @@ def jacobian_penalty(
 
     The estimate is unbiased; d is the size of one sample's state. z is treated as a constant, so
     the penalty is not differentiated through the solve. f is differentiated twice, so scaled
-    dot-product attention needs `sdpa_kernel(SDPBackend.MATH)` around this call and its backward.
+    dot-product attention needs `sdpa_kernel(SDPBackend.MATH)` around this call and its backward;
+    under `torch.no_grad` once.
 
     Args:
         f: The map, called as `f(z, *inputs)`.
@@ -30,16 +33,9 @@ def jacobian_penalty(
     """
     if draws < 1:
         raise ValueError(f"expected at least 1 draw, got {draws}")
-    start = z.detach().requires_grad_()
-    image = f(start, *inputs)
-    total = image.new_zeros(len(z))
-    for _ in range(draws):
-        v = _normal_like(image, generator)
-        (product,) = torch.autograd.grad(
-            image, start, v, create_graph=True, materialize_grads=True, allow_unused=True
-        )
-        total = total + product.flatten(1).square().mean(1)
-    return total / draws
+    product = _products(f, z, inputs)
+    rows = (product(_normal_like(z, generator)) for _ in range(draws))
+    return torch.stack([row.square().mean(1) for row in rows]).mean(0)
 
 
 def spectral_radius(
@@ -62,39 +58,59 @@ def spectral_radius(
         steps: Number of vector-Jacobian products; the Krylov basis keeps as many states.
         generator: Source of the first vector.
     """
+    with torch.no_grad():
+        product = _products(f, z, inputs)
+        steps = min(steps, z[0].numel())
+        v = _normal_like(z, generator)
+        basis = [v / v.norm(dim=1, keepdim=True)]
+        hessenberg = v.new_zeros(len(z), steps + 1, steps)
+        eps = 1e3 * torch.finfo(z.dtype).eps  # rounding errors of a product
+        for k in range(steps):
+            # Gram-Schmidt: make it orthogonal to the basis, twice because of rounding errors.
+            w, known = product(basis[k]), torch.stack(basis, dim=1)
+            size = w.norm(dim=1)
+            for _ in range(2):
+                overlap = (known @ w[:, :, None])[:, :, 0]
+                w = w - (overlap[:, None] @ known)[:, 0]
+                hessenberg[:, : k + 1, k] += overlap
+            # A remainder the size of rounding errors is 0: the basis spans an invariant subspace.
+            length = w.norm(dim=1)
+            length = torch.where(length > eps * size, length, 0)
+            hessenberg[:, k + 1, k] = length
+            basis.append(torch.where(length[:, None] > 0, w / length[:, None], 0))
+        return torch.linalg.eigvals(hessenberg[:, :steps]).abs().amax(1)
+
+
+def _products(
+    f: Callable[..., Tensor], z: Tensor, inputs: tuple[Tensor, ...]
+) -> Callable[[Tensor], Tensor]:
+    """Return a function from flat v to flat v J, in float32 at least.
+
+    The products are differentiable where gradients are enabled.
+    """
     with torch.enable_grad():
         start = z.detach().requires_grad_()
         image = f(start, *inputs)
-    batch, dimension = len(z), z[0].numel()
-    steps = min(steps, dimension)
-    v = _normal_like(image, generator).flatten(1)
-    basis = [v / v.norm(dim=1, keepdim=True)]
-    hessenberg = v.new_zeros(batch, steps + 1, steps)
-    for k in range(steps):
-        (product,) = torch.autograd.grad(
+
+    def product(v: Tensor) -> Tensor:
+        if not image.requires_grad:  # f does not depend on z
+            return torch.zeros_like(v)
+        (row,) = torch.autograd.grad(
             image,
             start,
-            basis[k].view_as(z),
+            v.view_as(image).to(image.dtype),
             retain_graph=True,
+            create_graph=torch.is_grad_enabled(),
             materialize_grads=True,
             allow_unused=True,
         )
-        # Gram-Schmidt: make the product orthogonal to the basis, twice because of rounding errors.
-        w, known = product.flatten(1), torch.stack(basis, dim=1)
-        for _ in range(2):
-            overlap = (known @ w[:, :, None])[:, :, 0]
-            w = w - (overlap[:, None] @ known)[:, 0]
-            hessenberg[:, : k + 1, k] += overlap
-        length = w.norm(dim=1)
-        # A remainder the size of rounding errors is 0: the basis spans an invariant subspace.
-        length = torch.where(
-            length > 1e3 * torch.finfo(w.dtype).eps * product.flatten(1).norm(dim=1), length, 0
-        )
-        hessenberg[:, k + 1, k] = length
-        basis.append(torch.where(length[:, None] > 0, w / length[:, None], 0))
-    return torch.linalg.eigvals(hessenberg[:, :steps]).abs().amax(1)
+        return row.flatten(1).to(v.dtype)
+
+    return product
 
 
-def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = generator.device if generator else x.device
-    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+def _normal_like(z: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return a unit normal vector a sample, flat; the values of half types too are exact in z's."""
+    device = generator.device if generator else z.device
+    v = torch.randn(z.shape, generator=generator, device=device, dtype=z.dtype)
+    return v.to(z.device, wide(z.dtype)).flatten(1)
