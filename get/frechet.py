@@ -45,20 +45,19 @@ class FrechetLoss:
     def __init__(
         self,
         features: Callable[[Tensor], Tensor],
-        reference: Float[Tensor, "images features"],
+        mean: Float[Tensor, " features"],
+        covariance: Float[Tensor, "features features"],
     ) -> None:
-        """Compute the moments of the reference.
+        """Take the root of the reference's covariance.
 
         Args:
             features: Maps images in [-1, 1] to feature vectors, differentiably.
-            reference: Features of the reference images.
+            mean: Of the features of the reference images.
+            covariance: Of these features.
         """
-        self.features = features
-        reference = reference.double()
-        self.reference_mean = reference.mean(0)
-        centred = reference - self.reference_mean
-        self.reference_trace, self.reference_root = _root(centred.T @ centred / len(centred))
-        self.moments = Moments(reference.shape[1], reference.device)
+        self.features, self.reference_mean = features, mean.double()
+        self.reference_trace, self.reference_root = _root(covariance.double())
+        self.moments = Moments(len(mean), mean.device)
         self._batches: list[tuple[Tensor, Tensor]] = []  # moments of this step's micro-batches
 
     def __call__(self, images: Float[Tensor, "batch channels side side"]) -> Float[Tensor, ""]:

@@ -70,7 +70,7 @@ def main(config: TrainConfig) -> None:
     # ---- what is trained
     torch.manual_seed(config.seed)
     student = build_student(config, manifest).to(accelerator.device)
-    frechet = build_frechet(config, manifest, order, accelerator.device)
+    frechet = build_frechet(config, manifest, order, accelerator)
     objective = build_objective(config, student, frechet)
     train_step = TrainingStep(config, student, accelerator, order.streams, objective)
     average, state = train_step.updates.average, train_step.updates.state

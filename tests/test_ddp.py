@@ -17,6 +17,7 @@ from get.models import Equilibrium
 from get.muon import Muon
 from pipeline.jobs.processes import PATIENCE, together
 from pipeline.recipes.settings_train import TrainConfig
+from pipeline.training.build import all_moments
 from pipeline.training.step import TrainingStep
 
 from .problems import normal, tiny_get
@@ -27,6 +28,9 @@ MODES = {
     "phantom": Equilibrium(gradient=Phantom(steps=2, damping=1.0), max_steps=30, tol=1e-8),
     "implicit": Equilibrium(gradient=Implicit(tol=1e-10), max_steps=30, tol=1e-8),
 }
+
+
+VECTORS = normal(8).flatten(1)[:, :3] + 10
 
 
 def gradients(mode: str, accelerator: Accelerator | None = None) -> dict[str, Tensor]:
@@ -94,6 +98,13 @@ def moved(processes: dist.ProcessGroup | None) -> dict[str, Tensor]:
     return {str(i): p.detach() for i, p in enumerate(parameters)}
 
 
+def moments(first: int, accelerator: Accelerator) -> dict[str, Tensor]:
+    """Return mean and covariance of vectors, `first` of which the first process has."""
+    own = VECTORS[:first] if accelerator.is_main_process else VECTORS[first:]
+    found = all_moments([own[:0], *own.split(2)], accelerator)
+    return dict(zip(("mean", "covariance"), found, strict=True))
+
+
 def main(folder: Path) -> None:
     """Be one of two processes."""
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=together())
@@ -101,6 +112,8 @@ def main(folder: Path) -> None:
     save_file(moved(dist.group.WORLD), folder / f"muon-{rank}.safetensors")
     for mode in MODES:
         save_file(gradients(mode, accelerator), folder / f"{mode}-{rank}.safetensors")
+    for first in (5, 8):
+        save_file(moments(first, accelerator), folder / f"moments-{first}-{rank}.safetensors")
     save_file(trained(accelerator), folder / f"trained-{rank}.safetensors")
     dist.destroy_process_group()
 
@@ -115,6 +128,11 @@ def test_two_processes_make_the_gradient_of_one_whatever_the_mode(tmp_path: Path
     first, second = (load_file(tmp_path / f"muon-{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     torch.testing.assert_close(first, moved(None), rtol=0, atol=1e-6)
+    expected = {"mean": VECTORS.double().mean(0)}
+    expected["covariance"] = torch.cov(VECTORS.double().T, correction=0)
+    for name in ("5-0", "5-1", "8-0", "8-1"):
+        found = load_file(tmp_path / f"moments-{name}.safetensors")
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
     alone, near = trained(), {"rtol": 0, "atol": 2e-5}
     first, second = (load_file(tmp_path / f"trained-{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)

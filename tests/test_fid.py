@@ -18,7 +18,7 @@ from data.real.sources import ImageSource, open_source
 from get import GETPipeline
 from get.images import from_uint8, to_pil, to_uint8
 from get.metrics.features import load_classifier
-from pipeline.jobs.generated import Generated, generated
+from pipeline.jobs.generated import Generated, from_here, generated
 
 from .problems import shake, tiny_get, tiny_vit
 from .processes import At, completed
@@ -255,3 +255,10 @@ def test_latents_are_decoded_before_features(tmp_path):
     assert isinstance(made, Generated)
     assert made.shape == (3, 16, 16)
     assert made.read(0, 2)[0].shape == (2, 3, 16, 16)
+
+
+def test_a_student_is_named_from_where_the_command_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert from_here(tmp_path / "runs" / "digits") == "runs/digits"
+    assert from_here(Path("runs/digits")) == "runs/digits"
+    assert from_here(tmp_path.parent / "elsewhere") == str(tmp_path.parent / "elsewhere")

@@ -90,7 +90,7 @@ def test_a_step_copies_nothing_between_host_and_device(precision, optimizer):
         with torch.device("cuda"):
             student = build_student(config, RECIPES["digits"].manifest())
             noise, labels = torch.randn(8, 1, 8, 8), torch.randint(0, 10, (8,))
-            frechet = FrechetLoss(features, torch.randn(20, 5))
+            frechet = FrechetLoss(features, torch.zeros(5), torch.eye(5))
         objective = build_objective(config, student, frechet)
         step, batch = (
             TrainingStep(config, student, objective=objective),
@@ -126,7 +126,7 @@ def test_a_backward_pass_copies_nothing_between_host_and_device(gradient, kept):
         student = tiny_get(num_classes=3)
         student.gradient_checkpointing = kept == "recomputed"
         noise, labels = torch.empty(4, 3, 8, 8), torch.empty(4, dtype=torch.int64)
-        frechet = FrechetLoss(features, torch.empty(9, 5))
+        frechet = FrechetLoss(features, torch.empty(5), torch.empty(5, 5))
         rollout = Rollout(torch.empty(2, dtype=torch.int64), 3)
         draws = 1 if kept == "kept" else 0  # of the Jacobian penalty
     objective = IterateLoss(student, equilibrium=ENDS[gradient], frechet=frechet)

@@ -91,9 +91,15 @@ def generated(
             key = f"{weights} {seed} {k} {tol}"
             fingerprint = sha256(key.encode()).hexdigest()
             yield Generated(
-                *(folder, fingerprint, (shape[0], shape[1], shape[2]), count),
+                *(from_here(path), fingerprint, (shape[0], shape[1], shape[2]), count),
                 *(path, device, seed, k, tol),
             )
+
+
+def from_here(path: Path) -> str:
+    """Return how a place is named in a file that others read: from here, if it lies below."""
+    whole, here = path.absolute(), Path.cwd()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else path)
 
 
 def decoder(folder: str, device: torch.device) -> Decoder | None:

@@ -38,6 +38,13 @@ class TrainState:
             for rate, factor in [(scheduler.base_lrs[0], scheduler.lr_lambdas[0])]
         }
 
+    def sums(self) -> list[Tensor]:
+        """Return the sums of the bytes of all weights, on their devices: alike if these are."""
+        values = (
+            value for module in self.modules.values() for value in module.state_dict().values()
+        )
+        return [x.reshape(-1).view(torch.uint8).sum(dtype=torch.int64) for x in values]
+
     def tensors(self) -> dict[tuple[str, str], Tensor]:
         """Return all weights and moments as they are now, by file and by name in that file."""
         found = {

@@ -97,6 +97,11 @@ def all_equal(facts: Sequence[int | Tensor], accelerator: Accelerator) -> bool:
     return bool((rows == rows[0]).all())
 
 
+def highest(number: int, accelerator: Accelerator) -> int:
+    """Return the highest of the numbers of all processes."""
+    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+
+
 def fingerprint(data: object) -> int:
     """Return a number of 60 bits that other data, as JSON, hardly share."""
     text = json.dumps(data, default=str, sort_keys=True)

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
@@ -40,7 +39,7 @@ from pipeline.jobs.checkpoints import (
 )
 from pipeline.jobs.host_copy import HostCopy, TrainState
 from pipeline.jobs.metrics import Metrics
-from pipeline.jobs.processes import all_equal, fingerprint
+from pipeline.jobs.processes import all_equal, fingerprint, highest
 from pipeline.jobs.profiler import Profiler
 from pipeline.jobs.run_json import keep_settings
 from pipeline.recipes.settings_make import TrainingConfig
@@ -164,7 +163,8 @@ class Run:
                 # Several processes must stop at the same step, so they ask each other first.
                 stop = signals.received or 0
                 if several:
-                    stop = self._agree(stop) if last or done % AGREE_STEPS == 0 else 0
+                    ask = last or done % AGREE_STEPS == 0
+                    stop = highest(stop, self.accelerator) if ask else 0
                 if stop or last or done % c.checkpointing_steps == 0:
                     self.seconds = time.perf_counter() - began
                     self._save(done, state, copy, save)
@@ -202,11 +202,6 @@ class Run:
         """Print a line without tearing the progress bar."""
         if self.accelerator.is_main_process:
             tqdm.write(line)
-
-    def _agree(self, stop: int) -> int:
-        """Return the highest signal number any process has received."""
-        flags = torch.tensor([stop], device=self.accelerator.device)
-        return int(self.accelerator.gather(flags).max())
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -260,13 +255,10 @@ class Run:
         return progress.step
 
     def _alike(self, step: int, state: TrainState) -> bool:
-        """Say whether all processes are at this step, with weights of the same bytes (sums)."""
+        """Say whether all processes are at this step of one folder, with the same weights."""
         if self.accelerator.num_processes == 1:
             return True
-        facts: list[int | Tensor] = [int(finished(self.path)), step]
-        for module in state.modules.values():
-            for value in module.state_dict().values():
-                facts.append(value.reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
+        facts = [int(finished(self.path)), step, *state.sums()]
         return all_equal(facts, self.accelerator)
 
     def published(self) -> list[str]:

@@ -1,8 +1,12 @@
 """What the settings say is trained: the student, its objective, the order of its data."""
 
 import math
+from collections.abc import Iterable, Iterator
+from itertools import chain, count
 
 import torch
+from accelerate import Accelerator
+from jaxtyping import Float
 from torch import Tensor
 
 from data.manifest import DamagedShard, Manifest, read_manifest
@@ -40,9 +44,11 @@ def build_student(config: TrainConfig, manifest: Manifest) -> Student:
 
 
 def build_frechet(
-    config: TrainConfig, manifest: Manifest, order: Mixture, device: torch.device
+    config: TrainConfig, manifest: Manifest, order: Mixture, accelerator: Accelerator
 ) -> FrechetLoss | None:
     """Return the Frechet distance from the images that the settings name, if it is used.
+
+    Each process computes the features of a part of them.
 
     Raises:
         InputError: If the feature network is missing or made for other images.
@@ -50,30 +56,61 @@ def build_frechet(
     """
     if config.feature_network is None or not config.frechet_weight:
         return None
+    device, rank = accelerator.device, accelerator.process_index
     network = load_network(config.feature_network, manifest.image_shape, device)
     network.requires_grad_(False)
     compared = with_pixels(network.features, config.frechet_pixels)
+    if config.frechet_reference == "real" and config.real_images is not None:
+        real = real_images(config.real_images, "training").images
+        parts = iter([real[rank :: accelerator.num_processes]])
+    else:
+        parts = _teacher_images(config, order, rank, accelerator.num_processes)
 
     def features(images: Tensor) -> Tensor:
-        return features_of(lambda x: compared(x.to(device)), images)
+        return features_of(lambda x: compared(x.to(device)), images).to(device)
 
-    if config.frechet_reference == "real" and config.real_images is not None:
-        reference = features(real_images(config.real_images, "training").images)
-        return FrechetLoss(compared, reference.to(device))
-    vectors = []
+    empty = features(torch.zeros(1, *manifest.image_shape))[:0]  # of a process without images
+    vectors = (features(part) for part in parts if len(part))
+    return FrechetLoss(compared, *all_moments(chain([empty], vectors), accelerator))
+
+
+def all_moments(
+    vectors: Iterable[Float[Tensor, "some features"]], accelerator: Accelerator
+) -> tuple[Float[Tensor, " features"], Float[Tensor, "features features"]]:
+    """Return mean and covariance, float64, of the vectors of all processes.
+
+    Raises:
+        InputError: If nobody has any.
+    """
+    number, total, second = 0, torch.zeros(()), torch.zeros(())
+    for part in vectors:
+        wide = part.double()
+        number, total, second = number + len(part), total + wide.sum(0), second + wide.T @ wide
+    own = torch.cat([total.new_tensor([number]), total, second.flatten()])
+    whole = accelerator.reduce(own, "sum")
+    if not whole[0]:
+        raise InputError("expected images for the Frechet distance, got none; all are damaged")
+    mean, second = whole[1 : len(total) + 1] / whole[0], whole[len(total) + 1 :] / whole[0]
+    return mean, second.view_as(torch.outer(mean, mean)) - torch.outer(mean, mean)
+
+
+def _teacher_images(
+    config: TrainConfig, order: Mixture, rank: int, processes: int
+) -> Iterator[Tensor]:
+    """Yield this process's part of the teacher's images that the distance is from."""
+    places = count()  # of shards among all of them
     for part in order.orders:
-        count = FRECHET_REFERENCE * part.batch_size / order.batch_size
-        shards = min(part.shards, math.ceil(count / part.pairs_per_shard))
+        images = FRECHET_REFERENCE * part.batch_size / order.batch_size
+        shards = min(part.shards, math.ceil(images / part.pairs_per_shard))
         own = read_manifest(part.source)
         for shard in range(shards):
+            if next(places) % processes != rank:
+                continue
             try:
-                images = read_shard(part.source, shard, own).as_floats().images
+                yield read_shard(part.source, shard, own).as_floats().images
             except DamagedShard:
-                if config.skip_damaged_shards:
-                    continue
-                raise
-            vectors.append(features(images))
-    return FrechetLoss(compared, torch.cat(vectors).to(device))
+                if not config.skip_damaged_shards:
+                    raise
 
 
 def build_objective(

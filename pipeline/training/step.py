@@ -107,7 +107,9 @@ class TrainingStep:
             values["frechet"] = losses.frechet
             for name, value in values.items():
                 if value is not None:
-                    kept = value.detach().clone()  # CUDA graphs use its memory again
+                    value = value.detach()
+                    # CUDA graphs use its memory again in the next micro-step.
+                    kept = value.clone() if self.config.cuda_graphs else value
                     figures.setdefault(name, []).append(kept)
         if self.frechet is not None and frechet_weight is not None:
             self._update_moments(self.frechet, number)
