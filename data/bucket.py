@@ -47,8 +47,8 @@ class Bucket(Site):
         self.store = self._objects = ObjectStore(source)
         if source.partition("://")[0].lower() not in STORES:
             raise InputError(
-                f"expected a local folder or an object store ({', '.join(STORES[:-1])}) to write "
-                f"to, got {self.store}; write to a local folder and copy it there"
+                f"expected a local folder or an object store ({', '.join(STORES[:-1])}), to which "
+                f"jobs write, got {self.store}; write to a local folder and copy it there"
             )
 
     @cached_property

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from data.folder import Folder, Store
-from data.origins import is_derived, is_origins, parse_origins
+from data.origins import is_derived, is_origins, last_step, parse_origins
 from data.store import Cached, Source, open_store
 from data.strict import Rule, integer, list_of, optional, parse, settings_of, text
 from data.teachers.settings import Execution, Sampler
@@ -83,7 +83,10 @@ class Manifest:
 
     def differences(self, other: "Manifest", ignored: Container[str] = ("vae",)) -> list[str]:
         """Say in what another manifest differs; a teacher may move, and its VAE with it."""
-        old, new = asdict(self), asdict(other)
+        old, new = (
+            {k: last_step(v) if k == "derived" else v for k, v in asdict(manifest).items()}
+            for manifest in (self, other)
+        )
         names = [k for k in new if old[k] != new[k] and k not in ignored]
         return [f"{k} was {old[k]!r}, is {new[k]!r}"[:500] for k in names]
 

@@ -11,6 +11,7 @@ Importing this file is quick: it needs neither torch nor numpy.
 import json
 import re
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from typing import Any
 
 from data.strict import integer, text
@@ -82,6 +83,16 @@ def is_derived(value: Any) -> bool:
         and _all_have(value["sources"], SOURCE)
         and _all_have(value["history"], STEP)
     )
+
+
+def last_step(derived: dict[str, Any] | None) -> str:
+    """Say in few words what was done last, with a hash of all that was done."""
+    if derived is None:
+        return "pairs of a teacher"
+    step = derived["history"][-1]
+    settings = " ".join(f"{name} {value}" for name, value in step["settings"].items())
+    hashed = sha256(json.dumps(derived, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{step['verb']} {settings}".rstrip() + f" of {len(step['of'])} data sets ({hashed})"
 
 
 def _all_have(values: Any, rules: dict[str, Any]) -> bool:

@@ -57,7 +57,7 @@ def room(
     if need > limit:
         raise InputError(
             f"expected shard_memory for the {sum(counts)} shards that a process reads for one "
-            f"step, {need / 2**30:.3f} GiB, got {limit / 2**30:.3f} for each that reads; raise it, "
+            f"step, {need / 2**30:.3g} GiB, got {limit / 2**30:.3g} for each that reads; raise it, "
             "or choose fewer streams or loader workers"
         )
     return sum(counts), limit

@@ -30,6 +30,7 @@ Config = TypeVar("Config")
 
 RESOURCE_ERRORS = (
     *(errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EFBIG),
+    errno.EEXIST,  # a file where a folder shall be
     *(errno.EIO, errno.ESTALE, errno.ENOTCONN),  # a mount that has gone
 )
 

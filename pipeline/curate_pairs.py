@@ -91,6 +91,12 @@ class Merge(Writing):
 
     pairs: tyro.conf.Positional[tuple[str, ...]]
 
+    def __post_init__(self) -> None:
+        """Refuse to join nothing."""
+        super().__post_init__()
+        if self.pairs == ():
+            raise InputError("expected data sets to merge, got none; name them after merge")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reshard(Writing):

@@ -73,6 +73,8 @@ def main(config: VerifyConfig) -> None:
     finished = list_shards(store.path) if local else list(range(count_shards(store)))
     if not finished:
         raise InputError(f"expected shards in {store}, got none; run make_pairs.py")
+    deep = config.deep or config.quality
+    teacher = open_theirs(config, store, manifest) if deep else None
     problems: dict[str, str] = {}
     for before, shard in pairwise([-1, *finished]):
         if shard > before + 1:
@@ -98,8 +100,7 @@ def main(config: VerifyConfig) -> None:
             f"expected whole shards in {store}, got others; delete {broken}{more} there and run "
             f"the same command of {command} again"
         )
-    if config.deep or config.quality:
-        teacher = open_theirs(config, store, manifest)
+    if teacher is not None:
         batches = -(-manifest.pairs_per_shard // manifest.teacher_batch_size)
         size = config.batches, 2
         chosen = np.random.default_rng(0).integers((len(finished), batches), size=size).tolist()

@@ -143,6 +143,8 @@ def test_other_settings_are_refused_in_a_folder_that_has_pairs(folder, tmp_path,
     before = contents(out)
     refused = here("curate_pairs", "subset", folder, "--shards", "0-2", "--output_dir", out)
     assert refused.code == 2
+    assert "derived was 'subset shards 0-1 of 1 data sets (" in refused.err
+    assert "is 'subset shards 0-2 of 1 data sets (" in refused.err
     assert "choose another output_dir" in refused.err
     assert contents(out) == before
 
@@ -151,6 +153,7 @@ def test_other_settings_are_refused_in_a_folder_that_has_pairs(folder, tmp_path,
     ("arguments", "said"),
     [
         (("merge", "{0}", "{0}"), "without a pair in common"),
+        (("merge",), "expected data sets to merge, got none"),
         (("subset", "{0}", "--shards", "9"), "expected numbers from 0 to 7,"),
         (("subset", "{0}", "--shards", "5-3"), "ranges that rise, in --shards, got 5-3"),
         (("subset", "{0}", "--shards", "0-999999999999"), "got 0-999999999999"),

@@ -26,22 +26,13 @@ from .problems import as_users_run_it as as_users_run_it
 from .shards import manifest_of
 from .test_fuzz import plain
 
+# fsspec's own, of a server that does not answer
+FTP = "ignore:.*FTPFileSystem.__del__:pytest.PytestUnraisableExceptionWarning"
+pytestmark = pytest.mark.filterwarnings(FTP)
 SECONDS = 20.0
 SYSTEMS = (
-    *(
-        "http",
-        "https",
-        "HTTP",
-        "Https",
-        "memory",
-        "memory",
-        "memory",
-        "file",
-        "local",
-        "s3",
-        "S3",
-        "sftp",
-    ),
+    *("http", "https", "HTTP", "Https", "memory", "memory", "memory", "file", "local", "s3", "S3"),
+    *("sftp", "ftp", "FTP", "ftp::memory", "simplecache::ftp"),
     *("zip", "tar", "dir", "simplecache", "filecache", "blockcache", "reference", "generic"),
     *("data", "nothing", "", "h ttp", "http+unix", "a" * 300, "\x1b[2J", "simplecache::memory"),
     *("zip://x::memory", "::memory", "memory::", "simplecache::nothing", "async_wrapper"),
@@ -94,7 +85,8 @@ BLANK = re.compile(r"""[\s"'\\]""")
 
 def secretless(shown: object, text: str) -> None:
     """Check that a message is one line without what an address hides."""
-    if "://" in text and "SECRET" not in HIDDEN.sub("", text) and not BLANK.search(text):
+    _, between, rest = text.partition("://")
+    if between and "SECRET" not in HIDDEN.sub("", between + rest) and not BLANK.search(text):
         assert "SECRET" not in str(shown)
     if isinstance(shown, InputError):
         plain(shown)

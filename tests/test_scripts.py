@@ -109,6 +109,7 @@ def test_every_script_explains_itself_and_its_mistakes(name, here):
 def refusals(tmp_path, smoke_pairs, smoke, pictures, own_pairs, own_teacher):
     """Return scripts, their arguments, and words of the one line they answer with."""
     torn, new, none, other = (tmp_path / x for x in ("torn", "new", "none", "other"))
+    (file := tmp_path / "file").touch()
     shutil.copytree(smoke, torn)
     GETPipeline(tiny_get(num_classes=10)).save_pretrained(other)
     (torn / "finished.json").unlink()
@@ -146,6 +147,10 @@ def refusals(tmp_path, smoke_pairs, smoke, pictures, own_pairs, own_teacher):
         (*evaluate, "--runs", other, "expected a model of (1, 8, 8)"),
         (*evaluate, "--runs", smoke, tmp_path / "again" / smoke.name, "student twice"),
         ("report", "smoke", "--evaluation", tmp_path / "empty", "got none"),
+        (*train, file, "File exists"),
+        ("make_pairs", "smoke", "--output_dir", file, "File exists"),
+        ("curate_pairs", "preview", smoke_pairs, "--output_dir", file, "File exists"),
+        ("verify_pairs", smoke_pairs, "--deep", "expected --teacher with --deep"),
     ]
 
 
