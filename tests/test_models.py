@@ -237,6 +237,9 @@ BAD_INPUT = {
     "missing labels": lambda: CONDITIONAL(normal(2)),
     "one label for two": lambda: CONDITIONAL(normal(2), torch.tensor([1])),
     "two labels for one": lambda: CONDITIONAL(normal(1), torch.tensor([1, 2])),
+    "no heads": lambda: tiny_get(heads=0),
+    "no patches": lambda: tiny_vit(patch_size=0),
+    "no equilibrium blocks": lambda: tiny_get(equilibrium_depth=0),
     "random start without source": lambda: tiny_get(z0="normal")(normal(2)),
 }
 

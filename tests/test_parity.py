@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from get.ema import EMA
-from get.equilibrium import Gradient, Implicit, Outcome, Unrolled, fixed_point
+from get.equilibrium import Gradient, Implicit, Outcome, Select, Unrolled, fixed_point
 from get.errors import InputError
 from get.losses import IterateLoss, geometric_weights
 from get.models import GET, ViT
@@ -113,6 +113,7 @@ def test_evaluation_returns_locuslabs_iterate_of_least_residual(name):
     z = torch.stack([record["z0"], *path])
     steps = (z[1:] - z[:-1]).flatten(2).norm(dim=2).T
     torch.testing.assert_close(steps, record["eval_residual_trace"], rtol=1e-5, atol=1e-5)
+    assert torch.equal(steps.argmin(1) + 1, record["eval_nstep"])
     assert len(record["eval_nstep"].unique()) == 3  # the record shows more than "the last one"
 
 
@@ -187,7 +188,7 @@ def test_implicit_mode_equals_the_reference():
     record = golden("get_ift")
     model = locuslab_get(record)
 
-    def decoded(gradient: Gradient) -> Tensor:
+    def decoded(gradient: Gradient, select: Select = "best") -> Tensor:
         problem = model.problem(record["noise"], z0=record["z0"])
         solution = fixed_point(
             model.equilibrium_map,
@@ -195,6 +196,7 @@ def test_implicit_mode_equals_the_reference():
             inputs=problem.inputs,
             gradient=gradient,
             max_steps=40,
+            select=select,
         )
         return model.decode(solution.z)
 
@@ -209,6 +211,7 @@ def test_implicit_mode_equals_the_reference():
         assert_near(model.get_parameter(name).grad, theirs)
     with torch.no_grad():
         assert_near(decoded(Unrolled()), record["eval_output"])
+        assert_near(decoded(Unrolled(), select="lowest_residual"), model.decode(record["z_star"]))
 
 
 def test_random_weights_of_the_reference_drift_and_are_not_called_converged():

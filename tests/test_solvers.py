@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from get.equilibrium import Anderson, Broyden, Outcome, Phantom, Picard, Unrolled, fixed_point
+from get.equilibrium import (
+    Anderson,
+    Broyden,
+    Implicit,
+    Outcome,
+    Phantom,
+    Picard,
+    Unrolled,
+    fixed_point,
+)
 
 from .problems import as_users_run_it as as_users_run_it
 from .problems import contraction
@@ -261,6 +270,8 @@ def test_a_start_that_is_not_a_batch_of_floats_is_refused(z0):
         (Anderson, {"memory": 1}),
         (Anderson, {"damping": 0.0}),
         (Anderson, {"ridge": -1.0}),
+        (Anderson, {"ridge": float("nan")}),
+        (Implicit, {"tol": float("nan")}),
         (Broyden, {"memory": 0}),
         (Phantom, {"steps": 0}),
         (Phantom, {"damping": 2.0}),

@@ -32,7 +32,7 @@ class Anderson:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot mean anything."""
-        if self.memory < 2 or not 0 < self.damping <= 1 or self.ridge < 0:
+        if self.memory < 2 or not 0 < self.damping <= 1 or not self.ridge >= 0:
             raise ValueError(f"expected memory >= 2, damping in (0, 1] and ridge >= 0, got {self}")
 
     def init(self, z: Tensor, max_steps: int) -> tuple[Tensor, ...]:

@@ -85,7 +85,7 @@ class Implicit:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot mean anything."""
-        if self.max_steps < 1 or self.tol < 0:
+        if self.max_steps < 1 or not self.tol >= 0:
             raise ValueError(f"expected max_steps >= 1 and tol >= 0, got {self}")
 
 

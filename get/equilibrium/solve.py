@@ -170,7 +170,7 @@ def fixed_point(
         result.residual,
         result.evaluations,
         result.outcome,
-        tuple(shapes.restore(iterate) for iterate in result.iterates),
+        tuple(shapes.restore(z) for z in result.iterates),
         result.trace,
         adjoint,
     )

@@ -84,7 +84,7 @@ class GET(Student):
     ) -> None:
         """Build the model with published initial values; see the class for the arguments."""
         super().__init__()
-        check_shape(image_size, patch_size, width, heads)
+        check_shape(image_size, patch_size, width, heads, equilibrium_depth)
         for name, value, allowed in (
             ("z0", z0, get_args(Start)),
             ("map", map, get_args(MapForm)),

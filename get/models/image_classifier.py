@@ -125,7 +125,7 @@ class EquilibriumClassifier(ImageClassifier):
     ) -> None:
         """Build the network with new weights; see the class for the arguments."""
         super().__init__()
-        check_shape(image_size, patch_size, width, heads)
+        check_shape(image_size, patch_size, width, heads, equilibrium_depth)
         self.max_steps, self.tol = max_steps, tol
         self._build_ends(image_size, channels, patch_size, width, num_classes)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))

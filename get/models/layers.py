@@ -166,8 +166,16 @@ def check_call(
         )
 
 
-def check_shape(image_size: int, patch_size: int, width: int, heads: int) -> None:
-    """Raise InputError if the sizes of a model do not divide each other as they must."""
+def check_shape(
+    image_size: int, patch_size: int, width: int, heads: int, equilibrium_depth: int = 1
+) -> None:
+    """Raise InputError if the sizes of a model are none, or do not divide each other."""
+    sizes = image_size, patch_size, width, heads, equilibrium_depth
+    if min(sizes) < 1:
+        raise InputError(
+            "expected image_size, patch_size, width, heads and equilibrium_depth above 0, got "
+            f"{', '.join(map(str, sizes))}"
+        )
     if image_size % patch_size:
         raise InputError(f"expected patch_size to divide {image_size}, got {patch_size}")
     if width % heads or width % 4:

@@ -54,7 +54,7 @@ class ViT(Student):
         """Make images (nominally in [-1, 1], not clipped) from unit normal noise.
 
         Raises:
-            ValueError: If shapes or labels do not fit the model.
+            InputError: If shapes or labels do not fit the model.
         """
         check_call(noise, labels, self.channels, self.image_size, self.num_classes)
         x, label = self.embed(noise, labels)
