@@ -8,6 +8,8 @@ from data.manifest import Manifest, lock_path, read_manifest
 from data.store import Source
 from get.errors import InputError
 
+OTHERS = "run.json", "model_index.json", "sample.json"  # of trainings, models, images
+
 
 def open_data_set(folder: Path, manifest: Manifest) -> None:
     """Create a data set, or check that the one in `folder` was made with the same settings.
@@ -16,10 +18,16 @@ def open_data_set(folder: Path, manifest: Manifest) -> None:
     others compare theirs with it.
 
     Raises:
-        InputError: If the settings differ; the message lists the differences.
+        InputError: If the settings differ (the message lists the differences), or the folder is
+            that of a training, a model or a command that makes images.
     """
     path = folder / "manifest.json"
     if not path.exists():
+        if found := [name for name in OTHERS if (folder / name).exists()]:
+            raise InputError(
+                f"expected an empty folder or pairs in {folder}, got another command's result "
+                f"({', '.join(found)}); choose another output_dir"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         with locked(lock_path(folder, "manifest.json")):
             if not path.exists():

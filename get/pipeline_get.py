@@ -4,6 +4,7 @@ pipeline = GETPipeline.from_pretrained("runs/digits", use_safetensors=True)
 images = pipeline(batch_size=4, class_labels=[0, 1, 2, 3], generator=generator).images
 """
 
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -65,13 +66,19 @@ class GETPipeline(DiffusionPipeline):
             `ImagePipelineOutput` with `images`, or a tuple of them.
 
         Raises:
-            InputError: If generators, labels, iterations or output type do not fit.
+            InputError: If an argument is not what is expected above.
         """
         if output_type not in ("pil", "np", "pt"):
             raise InputError(f'expected output_type "pil", "np" or "pt", got {output_type!r}')
         # each of these walks over all modules, so once
         model, device, dtype = self.model, self._execution_device, self.model.dtype
         count = batch_size if latents is None else len(latents)
+        if not isinstance(count, Integral) or count < 1:
+            raise InputError(f"expected a batch_size of at least 1, got {count!r}")
+        if iterations is not None and (not isinstance(iterations, Integral) or iterations < 1):
+            raise InputError(f"expected iterations of at least 1 or None, got {iterations!r}")
+        if not tol >= 0:
+            raise InputError(f"expected tol of at least 0, got {tol!r}; 0 never stops early")
         if isinstance(generator, list) and len(generator) != count:
             raise InputError(
                 f"expected {count} generators, got {len(generator)}; "
@@ -87,7 +94,8 @@ class GETPipeline(DiffusionPipeline):
         if model.start_shape is not None:  # drawn after the noise
             shape = (count, *model.start_shape)
             z0 = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        made = model.images(noise, labels, iterations=iterations, z0=z0, tol=tol)
+        # not model.images: `pipeline.model = torch.compile(pipeline.model)` compiles calls alone
+        made = Student.images(model, noise, labels, iterations=iterations, z0=z0, tol=tol)
         images: Any = self.to_images(made)
         if output_type == "pil":
             result = [to_pil(image) for image in to_uint8(images)]
@@ -124,12 +132,21 @@ class GETPipeline(DiffusionPipeline):
             ]
             labels = torch.cat(drawn)
         else:
-            labels = torch.as_tensor(class_labels, dtype=torch.int64)
+            try:
+                labels = torch.as_tensor(class_labels)
+            except (TypeError, ValueError):
+                labels = None
+            if labels is None or labels.is_floating_point() or labels.dtype == torch.bool:
+                raise InputError(
+                    f"expected class_labels as whole numbers, got {class_labels!r}; "
+                    "give one for all images or one each"
+                )
+            labels = labels.to(torch.int64)
             labels = labels.expand(batch_size) if labels.dim() == 0 else labels
         if labels.shape != (batch_size,):
             raise InputError(
                 f"expected {batch_size} class_labels, got {tuple(labels.shape)}; "
-                "give one for all images or one each"
+                "give one for all images or one each, and as many as batch_size"
             )
         if labels.min() < 0 or labels.max() >= classes:
             raise InputError(

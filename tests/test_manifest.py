@@ -28,6 +28,14 @@ def test_png_is_refused_for_latents_of_four_channels() -> None:
         manifest_of(Softsign(channels=4), "png")
 
 
+@pytest.mark.parametrize("name", ["run.json", "model_index.json", "sample.json"])
+def test_pairs_are_not_mixed_with_what_another_command_made(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match=f"got another command's result .{name}.; choose another"):
+        open_data_set(tmp_path, MANIFEST)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_of_many_writers_one_creates_the_manifest_and_the_others_compare(tmp_path: Path) -> None:
     offers = [replace(MANIFEST, seed=i // 4) for i in range(32)]
 

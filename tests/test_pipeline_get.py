@@ -132,6 +132,19 @@ def test_latents_decide_the_batch_size():
     assert make(PLAIN, latents=normal(3), batch_size=7).shape == (3, 3, 8, 8)
 
 
+def test_a_model_that_was_compiled_and_put_back_makes_the_images():
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    pipeline = GETPipeline(tiny_vit(num_classes=None))
+    pipeline.model = torch.compile(pipeline.model, backend=count)
+    pipeline(latents=normal(2), output_type="pt")
+    assert graphs
+
+
 def test_no_gradient_is_kept():
     assert not make(PLAIN, generator=seeded(0)).requires_grad
 
@@ -143,8 +156,15 @@ BAD_INPUT = {
     "label too high": (LABELLED, {"class_labels": [3, 10]}),
     "too many labels": (LABELLED, {"class_labels": [1, 2, 3]}),
     "too few labels": (LABELLED, {"class_labels": [1]}),
+    "labels that are no whole numbers": (LABELLED, {"class_labels": 1.7}),
+    "labels of text": (LABELLED, {"class_labels": "three"}),
     "labels of two dimensions": (LABELLED, {"class_labels": torch.tensor([[1, 2]])}),
     "iterations of a ViT": (VIT, {"iterations": 3}),
+    "no image": (LABELLED, {"batch_size": 0}),
+    "part of an image": (LABELLED, {"batch_size": 2.5}),
+    "no iteration": (PLAIN, {"iterations": 0}),
+    "half an iteration": (PLAIN, {"iterations": 1.5}),
+    "a tolerance below 0": (PLAIN, {"tol": -1}),
     "latents of another shape": (PLAIN, {"latents": torch.zeros(2, 3, 6, 6)}),
     "too few generators": (PLAIN, {"generator": [seeded(0)]}),
     "too many generators": (PLAIN, {"generator": [seeded(0), seeded(1), seeded(2)]}),
@@ -155,7 +175,7 @@ BAD_INPUT = {
 @pytest.mark.parametrize(("model", "arguments"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
 def test_bad_input_is_refused_with_what_was_expected(model, arguments):
     with pytest.raises(InputError, match=r"^expected .*, got"):
-        GETPipeline(model)(batch_size=2, **arguments)
+        GETPipeline(model)(**{"batch_size": 2} | arguments)
 
 
 def test_images_stop_iterating_by_their_residual_and_alone_as_in_a_batch():
