@@ -1,7 +1,7 @@
 """GETPipeline, as users of diffusers call it."""
 
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -140,7 +140,8 @@ def test_a_model_that_was_compiled_and_put_back_makes_the_images():
         return graph.forward
 
     pipeline = GETPipeline(tiny_vit(num_classes=None))
-    pipeline.model = torch.compile(pipeline.model, backend=count)
+    compiled: Any = torch.compile(pipeline.model, backend=count)
+    pipeline.model = compiled
     pipeline(latents=normal(2), output_type="pt")
     assert graphs
 
