@@ -22,6 +22,7 @@ from pipeline.training.step import TrainingStep
 
 from .problems import normal, tiny_get
 from .processes import Script, completed
+from .test_graphs import Counter
 
 MODES = {
     "unrolled": None,
@@ -75,6 +76,16 @@ def trained(accelerator: Accelerator | None = None) -> dict[str, Tensor]:
     return dict(step.student.state_dict())
 
 
+def graphs(accelerator: Accelerator) -> int:
+    """Return the graphs of a compiled step whose gradients fill more than one of DDP's buckets."""
+    counter, student = Counter(), tiny_get(num_classes=4, width=128)
+    settings = {"output_dir": Path("x"), "pairs": "", "global_batch_size": 8, "compile": True}
+    step = TrainingStep(TrainConfig(**settings), student, accelerator)
+    with torch.compiler.set_stance("default", force_backend=counter):
+        step(Pairs(normal(4), normal(4, seed=2), torch.arange(4)), 0)
+    return counter.graphs
+
+
 def check_settings(wrapped: torch.nn.Module) -> None:
     assert isinstance(wrapped, DistributedDataParallel)
     assert wrapped.gradient_as_bucket_view
@@ -115,6 +126,8 @@ def main(folder: Path) -> None:
     for first in (5, 8):
         save_file(moments(first, accelerator), folder / f"moments-{first}-{rank}.safetensors")
     save_file(trained(accelerator), folder / f"trained-{rank}.safetensors")
+    torch._dynamo.reset()
+    assert graphs(accelerator) == 1  # DDP would have it cut where a bucket ends
     dist.destroy_process_group()
 
 

@@ -110,6 +110,27 @@ def test_a_step_copies_nothing_between_host_and_device(precision, optimizer):
     assert crossings.found == crossings.reads == []
 
 
+WHOLE: dict[str, dict[str, Any]] = {
+    "published": {"iterate_decay": 0.8, "max_grad_norm": None},
+    "ours": {"optimizer": "muon", "window_share": 0.5, "ema_ramp": 0.05},
+    "much": {"gradient_accumulation_steps": 2, "ema_sigma_rel": (0.1,), "lr_scheduler": "linear"},
+}
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_step_reads_no_value(name, tmp_path):
+    """Of true tensors: from the random start of the iteration to the averages and the figures."""
+    config = TrainConfig(output_dir=tmp_path, pairs="", global_batch_size=4, **WHOLE[name])
+    step = TrainingStep(config, tiny_get(z0="normal" if name == "published" else "injection"))
+    noise = torch.randn(4, 3, 8, 8)
+    step(Pairs(noise, noise, None), 0)  # what is kept from here on
+    with Crossings() as crossings:
+        figures = step(Pairs(noise, noise, None), 1)
+        assert crossings.reads == []
+        assert all(not value.requires_grad for value in figures.values())
+
+
 SOLVE = {"solver": Anderson(), "max_steps": 4, "tol": 0.0}
 ENDS = {
     "unrolled": None,

@@ -121,6 +121,14 @@ def test_what_accelerate_was_told_otherwise_is_refused():
         check_launcher("no", 1, {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"})
 
 
+def test_a_training_asks_what_accelerate_was_told(here, tmp_path):
+    told = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+    refused = here("train", "smoke", "--output_dir", tmp_path / "run", **told)
+    assert refused.code == 2
+    assert "expected gradient_accumulation_steps 1 from accelerate too, got '4'" in refused.err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("strategy", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
 def test_sharded_weights_are_refused_with_what_takes_less_memory(strategy):
     """On CPUs accelerate would train unsharded, without a word."""

@@ -67,6 +67,10 @@ class TrainingStep:
             last_phase=last_phase,
             keep_gradients=config.cuda_graphs,
         )
+        if config.compile:
+            # DDP would have graphs cut where a bucket of gradients ends, to send it earlier; but
+            # those of weights that every iteration uses are whole at the end alone.
+            torch._dynamo.config.optimize_ddp = False
         if config.compile and config.gradient == "unrolled":
             objective.compile_path("reduce-overhead" if config.cuda_graphs else None)
         elif config.compile:  # a solve stops where the samples do
