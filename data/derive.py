@@ -135,7 +135,7 @@ def check_alike(wholes: Sequence[Whole]) -> None:
         if different := wholes[0].manifest.differences(other.manifest, MAY_DIFFER):
             raise InputError(
                 f"expected data sets of one teacher, shape and format, got {other.store}, in which "
-                f"{'; '.join(different)}; train on both with --pairs of each instead"
+                f"{'; '.join(different)}; train on both: --pairs A B"
             )
     spans = sorted(
         (whole.sources[source]["seed"], at.start, at.stop, n)

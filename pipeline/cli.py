@@ -204,6 +204,9 @@ def parse_flags(
             print(shown.getvalue(), end="", file=screen)
             raise
     check_paths(config)
+    words = [*(sys.argv[1:] if arguments is None else arguments)]
+    if hasattr(config, "pairs_weights") and words.count("--pairs") > 1:  # the last would count
+        raise InputError("expected --pairs once, got it again; name all data sets after it")
     return config
 
 

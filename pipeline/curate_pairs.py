@@ -51,7 +51,7 @@ class Writing:
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
-        positive(pairs_per_shard=self.pairs_per_shard or 1, pack=self.pack or 1)
+        positive(pairs_per_shard=self.pairs_per_shard, pack=self.pack)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,6 +154,7 @@ def test_other_settings_are_refused_in_a_folder_that_has_pairs(folder, tmp_path,
     [
         (("merge", "{0}", "{0}"), "without a pair in common"),
         (("merge",), "expected data sets to merge, got none"),
+        (("reshard", "{0}", "--pairs_per_shard", "0"), "expected pairs_per_shard above 0, got 0"),
         (("subset", "{0}", "--shards", "9"), "expected numbers from 0 to 7,"),
         (("subset", "{0}", "--shards", "5-3"), "ranges that rise, in --shards, got 5-3"),
         (("subset", "{0}", "--shards", "0-999999999999"), "got 0-999999999999"),
