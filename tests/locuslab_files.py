@@ -25,6 +25,7 @@ OFFICIAL: dict[str, Any] = {
     "grad": [6],
     "sup_gap": 1,
     "f_solver": "fixed_point_iter",
+    "f_stop_mode": "abs",
     "f_max_iter": 0,
     "eval_f_max_iter": 6,
     "eval_factor": 1.0,

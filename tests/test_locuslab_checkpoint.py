@@ -72,6 +72,7 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a larger image": ({"input_size": 16}, "input_size 8 instead of 16"),
     "classes": ({"cond": True}, "cond False instead of True"),
     "another solver": ({"f_solver": "anderson"}, "f_solver fixed_point_iter, got 'anderson'"),
+    "another choice of iterate": ({"f_stop_mode": "rel"}, "f_stop_mode abs, got 'rel'"),
     "no iterations": ({"eval_f_max_iter": 0}, "eval_f_max_iter or f_max_iter above 0"),
 }
 

@@ -133,11 +133,12 @@ def _shape(model: GET | ViT) -> dict[str, Any]:
 
 def _iterations(args: dict[Any, Any]) -> int:
     """Return the number of iterations with which locuslab/get evaluates."""
-    if (solver := args.get("f_solver", "fixed_point_iter")) != "fixed_point_iter":
-        raise InputError(
-            f"expected f_solver fixed_point_iter, got {str(solver)[:50]!r}; "
-            "images of another solver cannot be made again"
-        )
+    for name, known in (("f_solver", "fixed_point_iter"), ("f_stop_mode", "abs")):
+        if (value := args.get(name, known)) != known:
+            raise InputError(
+                f"expected {name} {known}, got {str(value)[:50]!r}; "
+                "images of another solver cannot be made again"
+            )
     match args:
         case {"eval_f_max_iter": int(count)} if count > 0:
             return count
