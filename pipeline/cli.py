@@ -182,17 +182,18 @@ def parse_flags(
         kind: The dataclass of the settings.
         default: What flags change; None starts from the defaults of `kind`.
         arguments: The flags; None takes the command line's.
-        command: What comes before the flags, for messages.
+        command: What comes before the flags, for messages; None is the script.
     """
     screen = sys.stderr
     with redirect_stderr(StringIO()) as shown:
         try:
             config = tyro.cli(
                 kind,
-                prog=command,
+                prog=command or Path(sys.argv[0]).stem,
                 args=arguments,
                 description=(kind.__doc__ or "").split("\n")[0],
                 config=(tyro.conf.AvoidSubcommands,),
+                use_underscores=True,  # in help, as documents have them; hyphens are taken too
                 default=tyro.MISSING_NONPROP if default is None else default,
             )
         except SystemExit as stop:

@@ -11,7 +11,7 @@ from get.errors import InputError
 from pipeline.benchmarks import field, laboratory, loops, ours
 from pipeline.make_pairs import main as make_pairs
 from pipeline.recipes import RECIPES
-from pipeline.recipes.settings_train import ViTModel
+from pipeline.recipes.architectures import ViTModel
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,9 @@ from get.noise import draw
 from pipeline import cli
 from pipeline.plan import continuing, describe, main
 from pipeline.recipes import RECIPES
+from pipeline.recipes.architectures import GETModel, ViTModel
 from pipeline.recipes.recipe import plans, students
-from pipeline.recipes.settings_train import GETModel, TrainConfig, ViTModel
+from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.build import build_student
 from pipeline.training.pairs_on_disk import PairsOnDisk
 from pipeline.training.step import TrainingStep

@@ -14,8 +14,9 @@ from data.teachers.settings import Execution, Sampler
 from get.noise import draw
 from pipeline import recipes
 from pipeline.recipes import RECIPES, published, table
+from pipeline.recipes.architectures import GETModel
 from pipeline.recipes.recipe import Recipe, students
-from pipeline.recipes.settings_train import GETModel, TrainConfig
+from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.build import build_student
 
 PUBLISHED = students(published.RECIPES)

@@ -1,8 +1,12 @@
 """Scripts as programs: launched in every way, asked for help, given bad input."""
 
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from safetensors.torch import load_file
 
 from get import GETPipeline
 from pipeline.recipes import RECIPES, measures, recipe
+from pipeline.recipes.__main__ import main as show_recipes
 from pipeline.recipes.settings_classify import certifications, image_classifiers
 
 from .problems import tiny_get
@@ -103,6 +108,34 @@ def test_every_script_explains_itself_and_its_mistakes(name, here):
         address = here(name, recipe, flag, "s3://key:SECRET@bucket/x")
         assert (address.code, address.err.count("\n")) == (2, 1)
         assert "got the address s3://...@bucket/x; use a local one" in address.err
+
+
+def test_help_has_flags_as_documents_write_them_and_explains_shapes(here):
+    shown = completed(here("train", "smoke", "--help")).out
+    assert "--max_train_steps INT" in shown
+    assert "--max-train-steps" not in shown
+    assert "Weight-tied blocks, run in every iteration." in shown
+    assert "usage: verify_pairs " in completed(here("verify_pairs", "--help")).out
+
+
+def unexplained(settings: Any) -> Iterator[str]:
+    """Yield the fields of settings, and of settings in them, that no docstring describes."""
+    text = "\n".join(kind.__doc__ or "" for kind in type(settings).__mro__)
+    for name in (field.name for field in fields(settings)):
+        if re.search(rf"^ +{name}: ", text, re.MULTILINE) is None:
+            yield f"{type(settings).__name__}.{name}"
+        if is_dataclass(value := getattr(settings, name)):
+            yield from unexplained(value)
+
+
+def test_every_flag_of_every_recipe_is_explained():
+    every = (one for table in TABLES.values() for one in table(RECIPES).values())
+    assert {name for settings in every for name in unexplained(settings)} == set()
+
+
+def test_the_list_of_recipes_explains_itself(capsys):
+    show_recipes(["--help"])
+    assert "NAME is one of: digits, photos, equilibria, smoke" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from get.errors import InputError
 from get.noise import step_seed
 from pipeline.jobs.processes import check_launcher
+from pipeline.recipes.architectures import GETModel, ViTModel
 from pipeline.recipes.settings_make import (
     ClassifierConfig,
     PairsConfig,
@@ -17,7 +18,7 @@ from pipeline.recipes.settings_make import (
     TrainingConfig,
 )
 from pipeline.recipes.settings_measure import EvaluateConfig
-from pipeline.recipes.settings_train import GETModel, TrainConfig, ViTModel
+from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.build import check_batch
 from pipeline.training.step import TrainingStep
 

@@ -9,9 +9,9 @@ import torch
 
 from get.errors import InputError
 from pipeline.recipes import RECIPES
+from pipeline.recipes.architectures import GETModel
 from pipeline.recipes.recipe import students
 from pipeline.recipes.settings_make import TrainingConfig
-from pipeline.recipes.settings_train import GETModel
 from pipeline.training.peaks import ideal_seconds, peak, step_macs
 from pipeline.training.step_cost import step_cost
 

@@ -15,7 +15,7 @@ from get.errors import InputError
 from pipeline.benchmarks.laboratory import Laboratory, LaboratoryConfig, common
 from pipeline.benchmarks.loops import blocks, markdown, plot, summed_up
 from pipeline.benchmarks.results import check_same, save
-from pipeline.recipes.settings_train import Architecture, GETModel, ViTModel
+from pipeline.recipes.architectures import Architecture, GETModel, ViTModel
 
 VITS = {f"ViT {depth}": ViTModel(depth=depth) for depth in (3, 4, 6, 10)}
 GETS = {  # blocks before + iterated x iterations + after

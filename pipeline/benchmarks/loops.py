@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.jobs.plots import new_plot
 from pipeline.jobs.tables import markdown as markdown_table
-from pipeline.recipes.settings_train import Architecture, GETModel, ViTModel
+from pipeline.recipes.architectures import Architecture, GETModel, ViTModel
 
 Run = dict[str, Any]
 

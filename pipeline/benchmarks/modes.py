@@ -25,9 +25,10 @@ from pipeline.jobs.plots import new_plot
 from pipeline.jobs.students import load_student
 from pipeline.jobs.tables import markdown as markdown_table
 from pipeline.recipes import RECIPES
+from pipeline.recipes.architectures import GETModel
 from pipeline.recipes.recipe import RUNS
 from pipeline.recipes.settings_measure import DiagnoseConfig
-from pipeline.recipes.settings_train import GETModel, TrainConfig
+from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.step import TrainingStep
 
 SHOWN = (1, 3, 6, 12, 24)  # iterations in the table

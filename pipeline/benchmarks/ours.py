@@ -18,8 +18,9 @@ from pipeline.benchmarks.laboratory import Laboratory, LaboratoryConfig
 from pipeline.benchmarks.loops import Run, figure
 from pipeline.benchmarks.results import save
 from pipeline.jobs.tables import markdown as markdown_table
+from pipeline.recipes.architectures import GETModel
 from pipeline.recipes.published import as_published
-from pipeline.recipes.settings_train import GETModel, TrainConfig
+from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.build import build_student
 from pipeline.training.step import TrainingStep
 

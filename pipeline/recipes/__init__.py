@@ -5,13 +5,13 @@
 """
 
 from pipeline.recipes import builtin, published
+from pipeline.recipes.architectures import Architecture as Architecture
+from pipeline.recipes.architectures import GETModel as GETModel
+from pipeline.recipes.architectures import ViTModel as ViTModel
 from pipeline.recipes.recipe import Recipe as Recipe
 from pipeline.recipes.recipe import distillation as distillation
 from pipeline.recipes.recipe import with_students as with_students
-from pipeline.recipes.settings_train import Architecture as Architecture
-from pipeline.recipes.settings_train import GETModel as GETModel
 from pipeline.recipes.settings_train import TrainConfig as TrainConfig
-from pipeline.recipes.settings_train import ViTModel as ViTModel
 
 RECIPES: dict[str, Recipe] = {
     "digits": builtin.DIGITS,

@@ -42,6 +42,11 @@ def main(arguments: list[str]) -> None:
         at = arguments.index("--recipes")
         RECIPES.update(load(arguments[at + 1]))
         del arguments[at : at + 2]
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("usage: recipes [NAME] [--recipes FILE.py]\n")
+        print(f"NAME is one of: {', '.join(evaluations(RECIPES))}")
+        print("Without it, the table of all trainings; with it, what launch.sh has to do.")
+        return
     if not arguments:
         from pipeline.recipes.table import trainings  # needs torch
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from data import SHIPPED
+from pipeline.recipes.architectures import GETModel, ViTModel
 from pipeline.recipes.recipe import (
     RUNS,
     STUDENT,
@@ -13,7 +14,6 @@ from pipeline.recipes.recipe import (
     with_students,
 )
 from pipeline.recipes.settings_make import ClassifierConfig, TeacherConfig
-from pipeline.recipes.settings_train import GETModel, ViTModel
 
 
 def _judged(recipe: Recipe, frechet_weight: float, frechet_pixels: float = 0.0) -> Recipe:

@@ -9,9 +9,10 @@ trainings keep those settings. None of these was run here: FIGURES has what othe
 from dataclasses import dataclass, replace
 
 from get.sizes import GET_SIZES, VIT_SIZES
+from pipeline.recipes.architectures import Architecture, GETModel, ViTModel
 from pipeline.recipes.recipe import RUNS, Images, Recipe
 from pipeline.recipes.settings_make import PairsConfig
-from pipeline.recipes.settings_train import Architecture, GETModel, TrainConfig, ViTModel
+from pipeline.recipes.settings_train import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data import SHIPPED
 from data.manifest import Manifest
+from pipeline.recipes.architectures import Architecture, GETModel, ViTModel
 from pipeline.recipes.settings_make import (
     ClassifierConfig,
     PairsConfig,
@@ -18,12 +19,7 @@ from pipeline.recipes.settings_make import (
     TeacherConfig,
 )
 from pipeline.recipes.settings_measure import EvaluateConfig, PlanConfig
-from pipeline.recipes.settings_train import (
-    Architecture,
-    GETModel,
-    TrainConfig,
-    ViTModel,
-)
+from pipeline.recipes.settings_train import TrainConfig
 
 RUNS, EMBEDDED = Path("runs"), ("digits", "photos")
 # 0.39 M parameters; as many multiply-accumulates per image as a ViT of 10 such blocks

@@ -1,96 +1,12 @@
-"""The settings of a student and its training.
+"""The settings of a training of a student, whose shape is in architectures.py."""
 
-An architecture is a frozen dataclass that can `build` a student: `GETModel` and `ViTModel` are
-two, a recipe file may bring others.
-"""
-
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from get.choices import MapForm, Start
 from get.errors import InputError
+from pipeline.recipes.architectures import Architecture, GETModel
 from pipeline.recipes.settings_make import TrainingConfig, positive, within
-
-if TYPE_CHECKING:  # models need torch, settings do not
-    from get.models import Student
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """Shape of a student; image size, channels and classes come from the pairs.
-
-    Attributes:
-        patch_size: Side of a patch in pixels.
-    """
-
-    patch_size: int = 2
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that cannot mean anything; a subclass may have others."""
-        positive(patch_size=self.patch_size)
-
-    def build(self, image_size: int, channels: int, num_classes: int | None) -> "Student":
-        """Return a new student with initial weights; give its constructor keywords only.
-
-        diffusers takes positional arguments for defaults and does not save them.
-        """
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class GETModel(Architecture):
-    """Shape of a GET; see `get.models.GET`."""
-
-    width: int = 64
-    depth: int = 1
-    equilibrium_depth: int = 3
-    heads: int = 2
-    equilibrium_mlp_ratio: float = 4.0
-    coda_depth: int = 0
-    iterations: int = 3
-    z0: Start = "injection"
-    map: MapForm = "anchored"
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that cannot mean anything."""
-        super().__post_init__()
-        positive(
-            width=self.width,
-            equilibrium_depth=self.equilibrium_depth,
-            heads=self.heads,
-            equilibrium_mlp_ratio=self.equilibrium_mlp_ratio,
-            iterations=self.iterations,
-        )
-        within(0, depth=self.depth, coda_depth=self.coda_depth)
-
-    def build(self, image_size: int, channels: int, num_classes: int | None) -> "Student":
-        """Return a new GET."""
-        from get.models import GET
-
-        shape = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
-        return GET(**shape, **asdict(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViTModel(Architecture):
-    """Shape of a ViT; see `get.models.ViT`."""
-
-    width: int = 64
-    depth: int = 4
-    heads: int = 2
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that cannot mean anything."""
-        super().__post_init__()
-        positive(width=self.width, depth=self.depth, heads=self.heads)
-
-    def build(self, image_size: int, channels: int, num_classes: int | None) -> "Student":
-        """Return a new ViT."""
-        from get.models import ViT
-
-        shape = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
-        return ViT(**shape, **asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from data.files import read_json
 from get.cost import count_parameters
 from pipeline.jobs.tables import markdown
 from pipeline.recipes import RECIPES
+from pipeline.recipes.architectures import Architecture
 from pipeline.recipes.published import FIGURES, Figure
-from pipeline.recipes.settings_train import Architecture, TrainConfig
+from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.build import build_student
 from pipeline.training.step_cost import image_macs
 
