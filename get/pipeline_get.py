@@ -95,7 +95,8 @@ class GETPipeline(DiffusionPipeline):
             shape = (count, *model.start_shape)
             z0 = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         # not model.images: `pipeline.model = torch.compile(pipeline.model)` compiles calls alone
-        made = Student.images(model, noise, labels, iterations=iterations, z0=z0, tol=tol)
+        kind: type[Student] = type(getattr(model, "_orig_mod", model))
+        made = kind.images(model, noise, labels, iterations=iterations, z0=z0, tol=tol)
         images: Any = self.to_images(made)
         if output_type == "pil":
             result = [to_pil(image) for image in to_uint8(images)]
