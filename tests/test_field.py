@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,10 @@ def test_every_contestant_is_searched_trained_and_judged_at_its_best(tmp_path, p
     config = settings(tmp_path, pairs)
     field.main(config)
     found = json.loads((tmp_path / "field.json").read_text())
-    assert found["learning_rates"].keys() == {*config.contestants}
+    for lost in found["trials"]:
+        same = "contestant", "num_pairs", "seed"
+        [won] = [run for run in found["runs"] if all(run[key] == lost[key] for key in same)]
+        assert won["best"] <= lost["best"]
     assert len(found["rows"]) == 2 * 3
     for run in found["runs"]:
         assert [point["step"] for point in run["curve"]] == [2, 3]
@@ -55,7 +59,7 @@ def test_every_contestant_is_searched_trained_and_judged_at_its_best(tmp_path, p
     files = {
         path: path.stat().st_mtime_ns for path in (tmp_path / "field-smoke").glob("*seed*.json")
     }
-    assert len(files) == 3 * (2 + 1)  # two learning rates, one of them on few pairs too
+    assert len(files) == 3 * 2 * 2  # contestants, numbers of pairs, learning rates
     gone = min(files)
     before = json.loads(gone.read_text())
     gone.unlink()
@@ -67,11 +71,28 @@ def test_every_contestant_is_searched_trained_and_judged_at_its_best(tmp_path, p
     assert json.loads(gone.read_text()) == before
 
 
+def test_a_window_is_judged_at_more_iterations_beside_a_vit_of_equal_cost(tmp_path, pairs):
+    config = replace(
+        settings(tmp_path, pairs),
+        num_pairs=(0,),
+        learning_rates=(0.01,),
+        contestants=("ViT 40", field.WINDOW),
+    )
+    field.main(config)
+    vit, trained, longer = json.loads((tmp_path / "field.json").read_text())["rows"]
+    assert (trained["contestant"], longer["contestant"]) == (field.WINDOW, "GET 2+3x12+2 window")
+    assert trained["parameters"] == longer["parameters"] < 0.25 * vit["parameters"]
+    assert longer["macs"] == pytest.approx(vit["macs"], rel=0.02)
+    assert longer["judges"] != trained["judges"]
+    assert longer["over_vit_of_equal_macs"]["mean"] == longer["distance"][0] / vit["distance"][0]
+    assert trained["over_vit_of_equal_macs"] is None
+
+
 def test_an_earlier_comparison_is_extended_without_its_runs(tmp_path, pairs):
     first = replace(settings(tmp_path / "first", pairs), contestants=("ViT 3",))
     field.main(first)
     earlier = json.loads((first.output_dir / "field.json").read_text())
-    best = earlier["learning_rates"]["ViT 3"]
+    best = earlier["runs"][0]["learning_rate"]
     more = replace(
         first,
         output_dir=tmp_path / "more",
@@ -81,8 +102,10 @@ def test_an_earlier_comparison_is_extended_without_its_runs(tmp_path, pairs):
     )
     field.main(more)
     trained = {path.name for path in (tmp_path / "more" / "field-smoke").glob("ViT*.json")}
+    before = product((0, 16), (0.005, 0.01), (0,))
     assert trained == {
-        f"ViT-3-lr{best:g}-pairs{n}-seed{s}.json" for n, s in ((0, 0), (16, 0), (16, 1))
+        f"ViT-3-lr{rate:g}-pairs{count}-seed{seed}.json"
+        for count, rate, seed in (*before, (16, best, 1))
     }
     runs = json.loads((more.output_dir / "field.json").read_text())["runs"]
     assert runs[0] == next(run for run in earlier["runs"] if run["num_pairs"] == 16)

@@ -4,8 +4,9 @@ Every contestant gets the same small search of its learning rate, then the same 
 pairs with every seed. `laboratory.py` trains and judges them, `loops.py` sums up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 from data.files import read_json, write_json
 from get.errors import InputError
 from pipeline.benchmarks.laboratory import Laboratory, LaboratoryConfig, common
-from pipeline.benchmarks.loops import blocks, markdown, plot, summed_up
+from pipeline.benchmarks.loops import Run, blocks, markdown, plot, summed_up
 from pipeline.benchmarks.results import check_same, save
 from pipeline.recipes.architectures import Architecture, GETModel, ViTModel
 
-VITS = {f"ViT {depth}": ViTModel(depth=depth) for depth in (3, 4, 6, 10)}
+VITS = {f"ViT {depth}": ViTModel(depth=depth) for depth in (3, 4, 6, 10, 40)}
 GETS = {  # blocks before + iterated x iterations + after
     f"GET {before}+{looped}x{times}+{after}": GETModel(
         depth=before, equilibrium_depth=looped, iterations=times, coda_depth=after
@@ -27,7 +28,10 @@ GETS = {  # blocks before + iterated x iterations + after
         *((1, 2, 4, 1), (2, 3, 2, 2)),
     )
 }
-CONTESTANTS: dict[str, Architecture] = {**VITS, **GETS}
+WINDOW = "GET 2+3x2+2 window"  # the loss of the recipe, so it may iterate longer
+CONTESTANTS: dict[str, Architecture] = {**VITS, **GETS, WINDOW: GETS["GET 2+3x2+2"]}
+SHORT = tuple(name for name in CONTESTANTS if name not in ("ViT 40", WINDOW))
+LONGER = 12  # iterations at which it costs what ViT 40 does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +40,16 @@ class FieldConfig(LaboratoryConfig):
 
     Attributes:
         num_pairs: Training pairs, a part of the table each; 0 is all.
-        learning_rates: Muon's, of which every contestant takes its best.
-        contestants: Names to train; all by default.
-        extend: The field.json of an earlier comparison with the same settings. Its runs are taken
-            over, and learning rates that lost in it are not tried again: for more seeds, pairs,
-            contestants or rates.
+        learning_rates: Muon's, of which every contestant takes its best with the first seed, for
+            every number of pairs anew.
+        contestants: Names to train.
+        extend: The field.json of an earlier comparison with the same settings, whose runs are not
+            made again: for more seeds, pairs, contestants or rates.
     """
 
     num_pairs: tuple[int, ...] = (1024, 0)
     learning_rates: tuple[float, ...] = (0.005, 0.01, 0.02, 0.04)
-    contestants: tuple[str, ...] = tuple(CONTESTANTS)
+    contestants: tuple[str, ...] = SHORT
     extend: Path | None = None
 
     def __post_init__(self) -> None:
@@ -61,45 +65,34 @@ class FieldConfig(LaboratoryConfig):
 def main(config: FieldConfig) -> None:
     """Train and measure what is missing; write a JSON file and a plot."""
     laboratory = Laboratory(config, f"field-{config.recipe}")
-    lost = {} if config.extend is None else taken_over(laboratory, config.extend)
-    rates = {name: best_rate(laboratory, config, name, lost) for name in config.contestants}
-    runs = [
-        measured(laboratory, contestant, rates[contestant], count, seed, config.max_train_steps)
-        for seed, count, contestant in product(config.seeds, config.num_pairs, config.contestants)
-    ]
-    figures = {"settings": asdict(config), "learning_rates": rates, "runs": runs}
-    result = save(config, "field", {**figures, "rows": summed_up(runs)})
+    if config.extend is not None:
+        take_over(laboratory, config.extend)
+    runs, trials = [], []
+    for count, contestant in product(config.num_pairs, config.contestants):
+        run = partial(measured, laboratory, contestant, count, config.max_train_steps)
+        tried = [run(rate, config.seeds[0]) for rate in config.learning_rates]
+        best = min(tried, key=lambda one: one["best"])
+        runs += [run(best["learning_rate"], seed) for seed in config.seeds]
+        trials += [one for one in tried if one is not best]
+    rows = summed_up([way for run in runs for way in ways(run)])
+    figures = {"settings": asdict(config), "runs": runs, "trials": trials, "rows": rows}
+    result = save(config, "field", figures)
     plot(config.output_dir / "field.png", result["rows"])
     print(markdown(result))
 
 
-def taken_over(laboratory: Laboratory, path: Path) -> dict[str, set[float]]:
-    """Write the runs of an earlier comparison into the folder; return which rates lost in it.
+def take_over(laboratory: Laboratory, path: Path) -> None:
+    """Write the runs of an earlier comparison into the folder.
 
     Raises:
         InputError: If it has other settings.
     """
     earlier = read_json(path)
     check_same(common(vars(laboratory.config)), common(earlier["settings"]), path)
-    for run in earlier["runs"]:
+    for run in (*earlier["runs"], *earlier.get("trials", ())):
         file = laboratory.folder / f"{run_name(**run)}.json"
         if not file.exists():
             write_json(file, run)
-    tried = {*earlier["settings"]["learning_rates"]}
-    return {name: tried - {best} for name, best in earlier["learning_rates"].items()}
-
-
-def best_rate(
-    laboratory: Laboratory, config: FieldConfig, contestant: str, lost: Mapping[str, set[float]]
-) -> float:
-    """Return the learning rate that is best with the first seed and all pairs."""
-    steps, seed = config.max_train_steps, config.seeds[0]
-    found = {
-        rate: measured(laboratory, contestant, rate, 0, seed, steps)["best"]
-        for rate in config.learning_rates
-        if rate not in lost.get(contestant, ())
-    }
-    return min(found, key=found.__getitem__)
 
 
 def run_name(contestant: str, learning_rate: float, num_pairs: int, seed: int, **_: Any) -> str:
@@ -108,10 +101,14 @@ def run_name(contestant: str, learning_rate: float, num_pairs: int, seed: int, *
 
 
 def measured(
-    laboratory: Laboratory, contestant: str, rate: float, num_pairs: int, seed: int, steps: int
-) -> dict[str, Any]:
-    """Return the figures of a run: a loss on the last image alone, no window, no last phase."""
+    laboratory: Laboratory, contestant: str, num_pairs: int, steps: int, rate: float, seed: int
+) -> Run:
+    """Return the figures of a run: a loss on the last image alone, no window, no last phase.
+
+    With a window the loss is that of the recipe, and the run has figures of more iterations.
+    """
     base = laboratory.settings
+    window = contestant == WINDOW
     model = replace(CONTESTANTS[contestant], patch_size=base.model.patch_size)
     settings = replace(
         base,
@@ -120,10 +117,18 @@ def measured(
         max_train_steps=steps,
         muon_learning_rate=rate,
         learning_rate=base.learning_rate * rate / base.muon_learning_rate,
-        iterate_decay=0.0,
-        window_share=0.0,
+        iterate_decay=base.iterate_decay if window else 0.0,
+        window_share=base.window_share if window else 0.0,
         frechet_weight=0.0,
     )
     name = run_name(contestant, rate, num_pairs, seed)
-    run = laboratory.measured(name, settings, num_pairs)
+    run = laboratory.measured(name, settings, num_pairs, (LONGER,) if window else ())
     return {"contestant": contestant, "learning_rate": rate, "blocks": blocks(model), **run}
+
+
+def ways(run: Run) -> Iterator[Run]:
+    """Yield a run as it was trained, then as its model is when it iterates longer."""
+    yield run
+    for times, figures in run.get("longer", {}).items():
+        name, shape = run["contestant"].replace("x2+", f"x{times}+"), run["blocks"]
+        yield {**run, **figures, "contestant": name, "blocks": {**shape, "times": int(times)}}

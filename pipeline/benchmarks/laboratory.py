@@ -114,13 +114,20 @@ class Laboratory:
     def _read(self, shards: range) -> Pairs:
         return Pairs.cat([read_shard(self.config.pairs, i, self.manifest) for i in shards])
 
-    def measured(self, name: str, settings: TrainConfig, num_pairs: int = 0) -> dict[str, Any]:
+    def measured(
+        self,
+        name: str,
+        settings: TrainConfig,
+        num_pairs: int = 0,
+        longer: tuple[int, ...] = (),
+    ) -> dict[str, Any]:
         """Return the figures of a run, which is trained now if its file is missing.
 
         Args:
             name: Of its file.
             settings: Of its training.
             num_pairs: The first so many pairs are trained on; 0 is all.
+            longer: Other numbers of iterations that a GET is judged at.
 
         Raises:
             InputError: If there are not so many.
@@ -132,10 +139,12 @@ class Laboratory:
             )
         path = self.folder / f"{name}.json"
         if not path.exists():
-            write_json(path, self._train(name, settings, num_pairs))
+            write_json(path, self._train(name, settings, num_pairs, longer))
         return read_json(path)
 
-    def _train(self, name: str, settings: TrainConfig, num_pairs: int) -> dict[str, Any]:
+    def _train(
+        self, name: str, settings: TrainConfig, num_pairs: int, longer: tuple[int, ...]
+    ) -> dict[str, Any]:
         torch.manual_seed(settings.seed)
         student = build_student(settings, self.manifest)
         step = TrainingStep(settings, student)
@@ -157,16 +166,17 @@ class Laboratory:
             "num_pairs": num_pairs,
             "steps": settings.max_train_steps,
             "parameters": sum(p.numel() for p in weights.parameters()),
-            "macs": image_macs(student),
             "curve": curve,
             "best": best,
             **self._judged(weights),
+            "longer": {times: self._judged(weights, times) for times in longer},
         }
 
-    def _images(self, model: Student) -> Tensor:
+    def _images(self, model: Student, iterations: int | None = None) -> Tensor:
         """Return the images of the held-out noise."""
         noise, labels = self.held_out.noise, self.held_out.labels
-        return generate(model.eval(), noise, labels, seed=0, indices=range(len(noise)))
+        which = {"seed": 0, "indices": range(len(noise)), "iterations": iterations}
+        return generate(model.eval(), noise, labels, **which)
 
     def _distance(self, network: str, images: Tensor) -> float:
         """Return the Frechet distance from the real training images in a network."""
@@ -176,11 +186,12 @@ class Laboratory:
     def _chosen_by(self, model: Student) -> float:
         return self._distance(next(iter(self.networks)), self._images(model))
 
-    def _judged(self, model: Student) -> dict[str, Any]:
-        """Return the Frechet distances in the judges, and the difference from the teacher."""
-        images = self._images(model)
+    def _judged(self, model: Student, iterations: int | None = None) -> dict[str, Any]:
+        """Return MACs, Frechet distances in the judges, and the difference from the teacher."""
+        images = self._images(model, iterations)
         _, *judges = self.networks
         return {
+            "macs": image_macs(model, iterations),
             "judges": {name: self._distance(name, images) for name in judges},
             "l1_to_teacher": float((images - self.held_out.images).abs().mean()),
         }

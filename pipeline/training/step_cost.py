@@ -112,15 +112,20 @@ def step_cost(config: TrainConfig, manifest: Manifest, processes: int = 1) -> St
     )
 
 
-def image_macs(student: Student) -> int:
-    """Return the multiply-accumulates of one image, of a copy without numbers."""
+def image_macs(student: Student, iterations: int | None = None) -> int:
+    """Return the multiply-accumulates of one image, of a copy without numbers.
+
+    Args:
+        student: The model.
+        iterations: Number of iterations; None takes the model's own.
+    """
     with torch.device("meta"):
         copy = type(student).from_config(student.config)
         assert isinstance(copy, Student)
         noise = torch.zeros(1, *student.image_shape)
         labels = torch.zeros(1, dtype=torch.int64) if student.num_classes else None
         z0 = torch.zeros(1, *start) if (start := copy.start_shape) else None
-        return count_macs(lambda: copy.images(noise, labels, z0=z0))
+        return count_macs(lambda: copy.images(noise, labels, z0=z0, iterations=iterations))
 
 
 def summary(config: TrainConfig, student: Student, pairs: int, place: str, processes: int) -> str:
