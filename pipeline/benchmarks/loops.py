@@ -164,6 +164,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
                 _line(axis, [(row[key] / 1e6, row["distance"])], row["contestant"], f"C{i + 1}")
             axis.set(xlabel=f"{unit}, millions", ylabel="FD in the judges", yscale="log")
         largest = max(*counts, 1)
+        places = [count or largest * 8 for count in counts]
         for i, name in enumerate(dict.fromkeys(row["contestant"] for row in rows)):
             points = [
                 (row["num_pairs"] or largest * 8, row["distance"])
@@ -172,8 +173,12 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
             ]
             style = "-" if name.startswith("GET") else "--"
             _line(axes[2], points, name, f"C{i % 10}", style)
-        axes[2].set(xlabel="pairs (the last point: all)", xscale="log", yscale="log")
+        axes[2].set(xlabel="pairs", xscale="log", yscale="log")
+        axes[2].set_xticks(places, [f"{count:,}" if count else "all" for count in counts])
+        axes[2].xaxis.set_minor_formatter("")
         for axis in axes:
+            axis.yaxis.set_major_formatter("{x:.3g}")
+            axis.yaxis.set_minor_formatter("{x:.3g}")
             axis.legend(fontsize=7)
 
 

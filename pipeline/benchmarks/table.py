@@ -87,11 +87,14 @@ BENCHMARKS = {
 
 
 def tables_of_benchmarks(names: Set[str], folder: Path) -> dict[str, str]:
-    """Return the tables of these names that are of benchmarks, from folder/NAME.json."""
+    """Return the tables of these names that are of benchmarks, from folder/NAME.json.
+
+    A name may have a folder: photos/field is the table of field in folder/photos/field.json.
+    """
     return {
         name: table(read_json(_file(name, folder)))
-        for name in sorted(names & BENCHMARKS.keys())
-        if (table := BENCHMARKS[name].markdown) is not None
+        for name in sorted(names)
+        if (kind := _kind(name)) in BENCHMARKS and (table := BENCHMARKS[kind].markdown) is not None
     }
 
 
@@ -109,5 +112,10 @@ def sections_of_benchmarks(folder: Path | None) -> list[str]:
 
 def _file(name: str, folder: Path) -> Path:
     """Return where a benchmark's figures lie: in the folder, or in its own beside that."""
-    path, own = folder / f"{name}.json", BENCHMARKS[name].measurements
+    path, own = folder / f"{name}.json", BENCHMARKS[_kind(name)].measurements
     return path if path.exists() or not own else folder.parent / own / f"{name}.json"
+
+
+def _kind(name: str) -> str:
+    """Return the benchmark of a table's name."""
+    return name.rpartition("/")[2]
