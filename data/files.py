@@ -46,9 +46,15 @@ def delete_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def empty_folder(folder: Path, but: str) -> None:
-    """Delete all that is in a folder but the file of one name; links are not followed."""
-    for entry in folder.iterdir():
+def empty_folder(folder: Path, but: str, last: str) -> None:
+    """Delete all that is in a folder but the file of one name; links are not followed.
+
+    Args:
+        folder: Where.
+        but: Name of the file that stays.
+        last: Name of what says whose folder it is, even if this is killed in the middle.
+    """
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == last):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif entry.name != but:

@@ -236,20 +236,28 @@ def test_other_settings_are_refused_by_name_and_free_ones_are_not(tmp_path):
     assert checkpoints(tmp_path) == ["checkpoint-1", "checkpoint-3", "checkpoint-6"]
 
 
-def test_a_folder_of_other_things_is_refused_unless_it_may_be_emptied(tmp_path):
+def test_a_folder_of_other_things_is_refused_and_never_emptied(tmp_path):
     run = tmp_path / "run"
     (run / "folder").mkdir(parents=True)
     (run / "thesis.tex").touch()
-    (tmp_path / "elsewhere").mkdir()
-    (run / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(
-        InputError, match=r"got folder, link, thesis\.tex; .*--overwrite_output_dir"
-    ):
-        train(config(tmp_path))
+    for overwrite in (False, True):
+        with pytest.raises(
+            InputError, match=r"got folder, thesis\.tex; choose another output_dir$"
+        ):
+            train(config(tmp_path, overwrite_output_dir=overwrite))
+    assert {"folder", "thesis.tex"} < {p.name for p in run.iterdir()}
+
+
+def test_an_overwritten_run_leaves_nothing_but_what_a_link_names(tmp_path):
+    train(config(tmp_path))
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (run / "link").symlink_to(elsewhere)
+    (run / "notes.txt").touch()
     train(config(tmp_path, overwrite_output_dir=True))
     assert finished(run)
-    assert (tmp_path / "elsewhere").is_dir()
-    assert not {"folder", "link", "thesis.tex"} & {p.name for p in run.iterdir()}
+    assert elsewhere.is_dir()
+    assert not {"link", "notes.txt"} & {p.name for p in run.iterdir()}
 
 
 def test_what_a_killed_job_left_half_written_is_not_foreign(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,6 +70,21 @@ def test_bad_input_ends_a_process_with_2_and_nothing_else_on_stderr(tmp_path):
 
 
 @pytest.mark.slow  # test_resume.py has the same in forked processes
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("KeyboardInterrupt", "stopped by SIGINT; run the same command to continue\n"),
+        ("ValueError", "ValueError\n"),
+    ],
+)
+def test_ctrl_c_while_a_script_still_imports_ends_in_one_line(error, said):
+    command = [sys.executable, "-c", f"import pipeline; raise {error}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.endswith(said)
+    assert (done.stderr == said) == (error == "KeyboardInterrupt")
+    assert done.returncode == (-signal.SIGINT if error == "KeyboardInterrupt" else 1)
+
+
 def test_torchrun_trains_on_two_processes_what_one_does(smoke, smoke_pairs, tmp_path):
     torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2
     train = "-m", "pipeline.train", "smoke", "--pairs", smoke_pairs, "--output_dir", tmp_path

@@ -118,8 +118,9 @@ class Run:
         flock.take(self._lock, self.path)
         # Loader workers would keep the lock for seconds after this process was killed.
         os.register_at_fork(after_in_child=self._lock.close)
-        if self.config.overwrite_output_dir:
-            empty_folder(self.path, but="run.lock")
+        # Never the folder of something else, which keep_settings refuses.
+        if self.config.overwrite_output_dir and (self.path / "run.json").exists():
+            empty_folder(self.path, but="run.lock", last="run.json")
         changes = keep_settings(self.config, self.data)
         if changes:
             self.say(f"{self.path}: going on with other settings: {'; '.join(changes)}")

@@ -102,7 +102,7 @@ def _refuse_others(folder: Path) -> None:
     if foreign:
         raise InputError(
             f"expected an empty folder or a run in {folder}, got {', '.join(foreign)}; "
-            "choose another output_dir, or delete all that with --overwrite_output_dir"
+            "choose another output_dir"
         )
 
 

@@ -62,7 +62,7 @@ class TrainingConfig:
         log_steps: A line of metrics.jsonl every so many steps.
         profile_steps: The first and the last of the steps of which a trace is written, to profile/.
         allow_config_change: Go on with a run whose settings were others; run.json keeps both.
-        overwrite_output_dir: Delete what is in output_dir and start afresh.
+        overwrite_output_dir: Delete the run in output_dir and start afresh.
     """
 
     output_dir: Path
