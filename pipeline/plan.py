@@ -133,7 +133,7 @@ def continuing(config: PlanConfig) -> str:
     """Return what lies in output_dir."""
     newest = latest(config.output_dir)
     if config.overwrite_output_dir:
-        return "  output_dir: emptied first"
+        return "  output_dir: a run in it is deleted first"
     if finished(config.output_dir):
         return "  output_dir: a finished run; nothing to do"
     return f"  output_dir: {'a new run' if newest is None else f'goes on from {newest.name}'}"
