@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data.files import check_local
 from get.errors import InputError
-from pipeline.jobs.launcher import end_with_launcher
+from pipeline.jobs.launcher import end_with_launcher, share_cores
 from pipeline.recipes import RECIPES, Recipe
 from pipeline.recipes.own import load
 
@@ -105,6 +105,7 @@ def end_with_code(work: Callable[[], object]) -> None:
     """Do the work of a script; turn errors into one line and an exit code."""
     name = Path(sys.argv[0]).stem
     end_with_launcher()
+    share_cores()
     try:
         work()
     except InputError as error:

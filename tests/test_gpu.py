@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data.pairs import Pairs
@@ -20,6 +21,7 @@ from get.models import GET
 from get.pipeline_get import GETPipeline
 from pipeline.jobs.checkpoints import Progress, latest, load_checkpoint, save_checkpoint
 from pipeline.jobs.host_copy import HostCopy
+from pipeline.jobs.processes import Highest
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.step import TrainingStep
 
@@ -102,6 +104,34 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(device, tmp_path):
     ends = [s.updates.state.tensors() for s in (whole, second)]
     assert ends[0].keys() == ends[1].keys()
     assert [name for name, value in ends[0].items() if not torch.equal(value, ends[1][name])] == []
+
+
+@pytest.fixture
+def _alone(device):
+    """A group of one process."""
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_a_step_waits_for_nothing_and_neither_does_a_question_to_other_processes(device):
+    config = TrainConfig(
+        output_dir=Path(), optimizer="muon", window_share=0.5, ema_ramp=0.05, **FEW
+    )
+    step, signal = TrainingStep(config, student(device)), Highest(torch.device(device))
+    for number in range(2):
+        if number == 1 and device == "cuda":  # what is kept was made in the first step
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(batch(number, "cpu").to(torch.device(device)), number)
+            signal.ask(15)
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    assert signal.answer() == 15
 
 
 def losses(config: TrainConfig, device: str) -> list[float]:

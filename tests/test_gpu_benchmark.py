@@ -42,6 +42,8 @@ def test_every_part_is_rehearsed(part, tmp_path, here):
     assert found["parts"][part]["versions"]["torch"] in torch.__version__
     measured = found["parts"][part]["rows"]
     assert not [name for name, row in measured.items() if isinstance(row.get("failed"), str)]
+    if part == "tests":
+        assert " tests collected" in measured["all"]["tail"]
     if part == "steps":
         ways = gpu_models.WAYS | gpu_models.OTHERS
         assert [row["way"] for row in measured.values()] == [*ways]
@@ -139,13 +141,30 @@ def test_the_table_says_which_bars_are_met():
             "d": step("bf16, checkpointed", 5000.0, 0.9),  # not a usual way
             "e": {"failed": "OutOfMemoryError: too little"},
         },
-        "tests": {"test_x.py": {"tests": 3, "failed": {"test_y": "no"}, "exit_code": 1}},
+        "tests": {
+            "all": {"tests": 3, "skipped": 0, "failed": {"test_y": "no\nwhy"}, "exit_code": 1}
+        },
         "pairs": {"float32": {"overhead": 0.021}},
         "saving": {"GET-B/2": {"ratio": {"beside": 2.5}}},
+        "training": {
+            "pairs": {"seconds": 9.0},
+            "photos": {
+                "seconds": 99.0,
+                "images_per_second": 1e4,
+                "last": [{"step": 8, "validation_l1": 0.25}, {"step": 9, "loss": 0.5}],
+            },
+        },
     }
-    result = {"rehearsal": False, "parts": {k: {"rows": v} for k, v in measured.items()}}
+    where = {
+        "hardware": {"gpus": ["NVIDIA H200"], "cpu": "x"},
+        "versions": {"torch": "2.11.0"},
+        "commit": "abc",
+    }
+    parts = {k: {"rows": v, "whole": k != "steps", **where} for k, v in measured.items()}
+    result = {"rehearsal": False, "parts": parts}
     lines = gpu_table.markdown(result).splitlines()
-    ends = {line.split(" | ")[0][2:]: line.split(" | ")[-1][:-2] for line in lines[2:10]}
+    assert lines[0] == "NVIDIA H200, torch 2.11.0, commit abc"
+    ends = {line.split(" | ")[0][2:]: line.split(" | ")[-1][:-2] for line in lines[4:12]}
     assert ends["tests marked gpu"] == "MISSED"
     assert ends["GET-B/2, batch 128, training step: over the paper's way, eager in TF32"] == "met"
     assert ends["GET-B/2, batch 128, of the peak of bf16"] == "met"
@@ -153,9 +172,25 @@ def test_the_table_says_which_bars_are_met():
     assert ends["writing pairs: over the teacher alone, float32"] == "met"
     assert ends["GET-B/2, a step that saves a checkpoint, over a usual one"] == "MISSED"
     assert any("4.40x (bf16, compiled over TF32, torchdeq)" in line for line in lines)
-    assert lines[-1] == "- steps, e: OutOfMemoryError: too little"
+    assert "| photos | 99 | 10,000 | - | l1 0.25 |" in lines
+    assert lines[-4:] == [
+        "- steps, e: OutOfMemoryError: too little",
+        "- tests, test_y: no",
+        "- steps: not whole; the same command goes on",
+        "- sampling: not whole; the same command goes on",
+    ]
+
+
+def test_what_was_not_measured_or_only_rehearsed_meets_no_bar():
     nothing = gpu_table.markdown({"rehearsal": False, "parts": {}})
     assert nothing.count("not measured") == 6
+    assert nothing.count("not whole") == len(gpu.PARTS)
+    for tests, skipped, end in ((0, 0, "- | not measured"), (3, 1, "2 of 3 | MISSED")):
+        row = {"tests": tests, "skipped": skipped, "failed": {}, "exit_code": 0}
+        result = {"rehearsal": True, "parts": {"tests": {"rows": {"all": row}}}}
+        lines = gpu_table.markdown(result).splitlines()
+        assert lines[0] == "A rehearsal: its figures mean nothing."
+        assert f"| tests marked gpu | all pass | {end} |" in lines
 
 
 def test_without_a_gpu_only_a_rehearsal_runs(here, tmp_path):

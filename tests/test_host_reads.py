@@ -18,12 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data.pairs import Pairs
+from get.cost import Macs
 from get.equilibrium import Anderson, Implicit, Phantom, Picard, fixed_point
 from get.frechet import FrechetLoss
 from get.losses import IterateLoss
 from get.models import Equilibrium, Rollout
 from get.muon import Muon
 from get.sampling import generate
+from pipeline.jobs.processes import Highest
 from pipeline.recipes import RECIPES
 from pipeline.recipes.recipe import students
 from pipeline.recipes.settings_train import TrainConfig
@@ -50,7 +52,8 @@ class Crossings(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
         if len({x.device.type for x in tensors if x.dim()}) > 1:
-            self.found.append(str(func))
+            waits = "" if (kwargs or {}).get("non_blocking") else ", waiting"
+            self.found.append(f"{func}{waits}")
         by_mask = "index" in str(func) and any(x.dtype == torch.bool for x in tensors)
         if by_mask or func.overloadpacket.__name__ in READS:
             self.reads.append(str(func))
@@ -70,7 +73,7 @@ def test_what_the_mode_notes() -> None:
         torch.ones(3, device="cuda") * 2
         assert not crossings.found
         torch.ones(3).to("cuda")
-    assert crossings.found == ["aten._to_copy.default"]
+    assert crossings.found == ["aten._to_copy.default, waiting"]
     with Crossings() as crossings:
         x = torch.ones(3)
         assert bool((x > 0).all())
@@ -161,20 +164,36 @@ def test_a_backward_pass_copies_nothing_between_host_and_device(gradient, kept):
     assert not crossings.reads  # but torch.linalg.eigvalsh, inside, asks whether it has found them
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_muon_shared_by_processes_copies_nothing_between_host_and_device():
+@pytest.fixture
+def _one_of_eight():
     dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=8)
-    try:
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_one_of_eight")
+def test_muon_shared_by_processes_has_less_work_and_copies_nothing_between_host_and_device():
+    macs = []
+    for count, processes in ((1, None), (3, dist.group.WORLD)):  # this one has one of the three
         with FakeTensorMode(), torch.device("cuda"):
-            weights = [torch.zeros(8, 4, requires_grad=True) for _ in range(3)]
-            muon = Muon(weights, processes=dist.group.WORLD)
+            weights = [torch.zeros(8, 4, requires_grad=True) for _ in range(count)]
+            muon = Muon(weights, processes=processes)
             for w in weights:
                 w.grad = torch.zeros_like(w)
-            with Crossings() as crossings:
+            with Crossings() as crossings, Macs() as work:
                 muon.step()
-    finally:
-        dist.destroy_process_group()
-    assert not crossings.found
+        macs.append(work.total)
+        assert not crossings.found
+    assert macs[0] == macs[1] > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_one_of_eight")
+def test_processes_ask_each_other_for_a_signal_without_waiting_for_their_gpus():
+    with FakeTensorMode(), Crossings() as crossings:
+        Highest(torch.device("cuda")).ask(15)
+    assert crossings.found == ["aten._to_copy.default"]
 
 
 @pytest.mark.usefixtures("as_users_run_it")
@@ -185,7 +204,7 @@ def test_validation_copies_noise_and_labels_to_the_device_and_images_back():
         noise, labels = torch.randn(10, 3, 8, 8), torch.zeros(10, dtype=torch.int64)
         with Crossings() as crossings:
             generate(student, noise, labels, seed=0, indices=range(10), batch_size=4)
-    assert crossings.found == 3 * 3 * ["aten._to_copy.default"]  # in each of three batches
+    assert crossings.found == 3 * 3 * ["aten._to_copy.default, waiting"]  # in each of three batches
 
 
 @pytest.mark.parametrize("gradient", [Phantom(), Implicit()], ids=str)

@@ -1,4 +1,4 @@
-"""A training does not outlive the launcher of accelerate that started it."""
+"""A training ends with the launcher of accelerate; processes of a machine share its cores."""
 
 import json
 import os
@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from pipeline.jobs.launcher import COMPILERS, share_cores
 
 from .processes import ROOT, environment
 from .runs import checkpoints
@@ -39,6 +41,20 @@ def test_a_process_ends_with_the_launcher_that_started_it_and_with_nothing_else(
         assert parent.stdout.readline() == "ready\n"
         parent.kill()
         assert parent.stdout.readline() == f"{end}\n"
+
+
+def test_processes_of_a_machine_share_its_cores_when_they_compile(monkeypatch):
+    from torch._inductor.config import decide_compile_threads
+
+    alone = decide_compile_threads()
+    for processes, expected in (("1", alone), ("2", max(1, alone // 2)), ("1000", 1)):
+        variables = {"LOCAL_WORLD_SIZE": processes}
+        share_cores(variables)
+        monkeypatch.setenv(COMPILERS, variables.get(COMPILERS, str(alone)))
+        assert decide_compile_threads() == expected
+    told = {"LOCAL_WORLD_SIZE": "2", COMPILERS: "7"}
+    share_cores(told)
+    assert told[COMPILERS] == "7"
 
 
 @pytest.mark.slow

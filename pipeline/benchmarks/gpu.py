@@ -30,7 +30,7 @@ PARTS: dict[Part, Callable[[GpuConfig], Rows]] = {
     "training": gpu_jobs.training,
 }
 SHARES: dict[Part, int] = {  # seconds of the first go, so that every part has a first row
-    "tests": 120, "steps": 240, "sampling": 90, "pairs": 90, "saving": 60, "training": 240
+    "tests": 150, "steps": 270, "sampling": 90, "pairs": 90, "saving": 60, "training": 180
 }  # fmt: skip
 LEAST = 30  # seconds in which a part can do anything
 
@@ -67,6 +67,7 @@ def go(config: GpuConfig, part: Part, seconds: float) -> None:
     if seconds < LEAST:
         print(f"{part}: no time left; the same command goes on here", flush=True)
         return
+    print(f"{part}: up to {seconds:.0f} s", flush=True)
     command = [sys.executable, "-m", "pipeline.benchmark", *sys.argv[1:], "--only", part]
     code = run_for(command, seconds)
     if code is None:

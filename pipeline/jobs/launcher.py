@@ -1,4 +1,4 @@
-"""What `accelerate launch` leaves undone for a single process: to end it with the launcher.
+"""What launchers leave undone: to end a process with its launcher, to share a machine's cores.
 
 torchrun hands signals on; accelerate's launcher of one process dies of them at once, and what it
 started would train on unnoticed.
@@ -9,8 +9,10 @@ import os
 import re
 import signal
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 
+COMPILERS = "TORCHINDUCTOR_COMPILE_THREADS"  # else as many as there are cores, up to 32
 PR_SET_PDEATHSIG = 1  # sys/prctl.h: the signal that a process gets when its parent dies
 LAUNCHER = re.compile(rb"\0([^\0]*/)?accelerate(-launch)?\0|\0accelerate\.commands\.launch\0")
 
@@ -23,6 +25,17 @@ def end_with_launcher() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it has died meanwhile
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Give each process of a machine its part of the cores to compile with, unless it is told.
+
+    Torch would start as many compilers in each of them as in one; it asks when it is imported.
+    """
+    processes = int(environment.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's
+    if processes > 1:
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        environment.setdefault(COMPILERS, str(min(32, max(1, cores // processes))))
 
 
 def _command(process: int) -> bytes:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from hashlib import sha256
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -97,9 +98,36 @@ def all_equal(facts: Sequence[int | Tensor], accelerator: Accelerator) -> bool:
     return bool((rows == rows[0]).all())
 
 
-def highest(number: int, accelerator: Accelerator) -> int:
-    """Return the highest of the numbers of all processes."""
-    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+class Highest:
+    """The highest of a number of all processes, which is asked for now and read later.
+
+    A GPU answers when it has done all that it was given before: whoever reads at once waits for
+    that. Every process must ask at the same places.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Nothing asked yet: the answer is 0.
+
+        Args:
+            device: That of the process; its group answers from there.
+        """
+        self.device, self._answer = device, torch.zeros(1, dtype=torch.int64)
+        self._there: torch.cuda.Event | None = None
+
+    def ask(self, number: int) -> None:
+        """Give this process's number; wait for nothing but, on CPUs, for the others."""
+        highest = torch.full((1,), number, device=self.device)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        self._answer = highest.to("cpu", non_blocking=True)  # to pinned memory
+        if torch.cuda.is_initialized():
+            self._there = torch.cuda.Event()
+            self._there.record()
+
+    def answer(self) -> int:
+        """Return the highest number that was given when all were last asked."""
+        if self._there is not None:
+            self._there.synchronize()
+        return int(self._answer)
 
 
 def fingerprint(data: object) -> int:

@@ -39,12 +39,12 @@ from pipeline.jobs.checkpoints import (
 )
 from pipeline.jobs.host_copy import HostCopy, TrainState
 from pipeline.jobs.metrics import Metrics
-from pipeline.jobs.processes import all_equal, fingerprint, highest
+from pipeline.jobs.processes import Highest, all_equal, fingerprint
 from pipeline.jobs.profiler import Profiler
 from pipeline.jobs.run_json import keep_settings
 from pipeline.recipes.settings_make import TrainingConfig
 
-AGREE_STEPS = 10  # several processes ask each other this often whether to stop
+AGREE_STEPS = 5  # several processes ask each other this often whether to stop
 
 
 class Run:
@@ -142,6 +142,7 @@ class Run:
                 checkpoint.
         """
         c, several, copy = self.config, self.accelerator.num_processes > 1, None
+        signal = Highest(self.accelerator.device)  # of all processes
         if finished(self.path):
             return
         began = time.perf_counter() - self.seconds
@@ -161,11 +162,12 @@ class Run:
                     copy = HostCopy(state)
                 done = step + 1
                 last = done == c.max_train_steps
-                # Several processes must stop at the same step, so they ask each other first.
                 stop = signals.received or 0
-                if several:
-                    ask = last or done % AGREE_STEPS == 0
-                    stop = highest(stop, self.accelerator) if ask else 0
+                if several:  # they must stop at the same step
+                    received, stop = stop, 0
+                    if done % AGREE_STEPS == 0:
+                        stop = signal.answer()
+                        signal.ask(received)
                 if stop or last or done % c.checkpointing_steps == 0:
                     self.seconds = time.perf_counter() - began
                     self._save(done, state, copy, save)
