@@ -4,7 +4,10 @@ pipeline = GETPipeline.from_pretrained("runs/digits", use_safetensors=True)
 images = pipeline(batch_size=4, class_labels=[0, 1, 2, 3], generator=generator).images
 """
 
+import json
+import os
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +19,9 @@ from torch import Tensor
 from get.errors import InputError
 from get.images import to_pil, to_uint8
 from get.models import Student
+from get.models.checks import check_labels
+
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # types of class labels
 
 
 class GETPipeline(DiffusionPipeline):
@@ -33,9 +39,42 @@ class GETPipeline(DiffusionPipeline):
     vae: AutoencoderKL | None
 
     def __init__(self, model: Student, vae: AutoencoderKL | None = None) -> None:
-        """Register the components."""
+        """Register the components.
+
+        Raises:
+            InputError: If the model is not a student, compiled or not.
+        """
+        if not isinstance(getattr(model, "_orig_mod", model), Student):
+            raise InputError(
+                f"expected a GET, a ViT or another Student as model, got {type(model).__name__}"
+            )
         super().__init__()
         self.register_modules(model=model, vae=vae)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> Any:  # Self; the type checker of the test run cannot read that here
+        """Load a run, a checkpoint or an export, as diffusers does.
+
+        Args:
+            pretrained_model_name_or_path: The folder, or an id on the hub.
+            **kwargs: As in `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            InputError: If a folder holds something else, or the weights do not fit.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():
+            index = folder / "model_index.json"
+            found = json.loads(index.read_text()) if index.exists() else {}
+            kind = found.get("_class_name", "no model_index.json")
+            if kind not in ("GETPipeline", cls.__name__, ["pipeline", "GETPipeline"]):
+                raise InputError(
+                    f"expected a GETPipeline in {folder}, got {kind}; "
+                    "name a run of train.py, one of its checkpoints or an export"
+                )
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @torch.no_grad()
     def __call__(
@@ -72,13 +111,26 @@ class GETPipeline(DiffusionPipeline):
             raise InputError(f'expected output_type "pil", "np" or "pt", got {output_type!r}')
         # each of these walks over all modules, so once
         model, device, dtype = self.model, self._execution_device, self.model.dtype
+        if latents is not None and not (isinstance(latents, Tensor) and latents.dim() == 4):
+            found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise InputError(
+                "expected latents as a tensor of shape (batch, "
+                f"{model.channels}, {model.image_size}, {model.image_size}), got {found}; "
+                "torch.from_numpy makes one of an array"
+            )
         count = batch_size if latents is None else len(latents)
-        if not isinstance(count, Integral) or count < 1:
+        if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
             raise InputError(f"expected a batch_size of at least 1, got {count!r}")
         if iterations is not None and (not isinstance(iterations, Integral) or iterations < 1):
             raise InputError(f"expected iterations of at least 1 or None, got {iterations!r}")
-        if not tol >= 0:
+        if not isinstance(tol, int | float) or not tol >= 0:
             raise InputError(f"expected tol of at least 0, got {tol!r}; 0 never stops early")
+        sources = generator if isinstance(generator, list) else [generator]
+        if not all(g is None or isinstance(g, torch.Generator) for g in sources):
+            raise InputError(
+                f"expected a torch.Generator or a list of them, got {generator!r}; "
+                "torch.Generator().manual_seed(0) is one"
+            )
         if isinstance(generator, list) and len(generator) != count:
             raise InputError(
                 f"expected {count} generators, got {len(generator)}; "
@@ -137,7 +189,7 @@ class GETPipeline(DiffusionPipeline):
                 labels = torch.as_tensor(class_labels)
             except (TypeError, ValueError):
                 labels = None
-            if labels is None or labels.is_floating_point() or labels.dtype == torch.bool:
+            if labels is None or labels.dtype not in WHOLE:
                 raise InputError(
                     f"expected class_labels as whole numbers, got {class_labels!r}; "
                     "give one for all images or one each"
@@ -149,9 +201,5 @@ class GETPipeline(DiffusionPipeline):
                 f"expected {batch_size} class_labels, got {tuple(labels.shape)}; "
                 "give one for all images or one each, and as many as batch_size"
             )
-        if labels.min() < 0 or labels.max() >= classes:
-            raise InputError(
-                f"expected class_labels from 0 to {classes - 1}, "
-                f"got {int(labels.min())} to {int(labels.max())}"
-            )
+        check_labels(labels, classes)
         return labels

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from get.equilibrium import DeltaMemory
 from get.models import Student
+from get.models.checks import check_labels
 from get.noise import draw_start
 
 
@@ -45,6 +46,8 @@ def generate(
     Raises:
         InputError: If the arguments do not fit the model.
     """
+    if isinstance(labels, Tensor) and labels.device.type == "cpu" and model.num_classes:
+        check_labels(labels, model.num_classes)
     parts = []
     device = model.device  # diffusers walks over all modules for it
     for at in range(0, len(noise), batch_size):

@@ -153,10 +153,17 @@ def open_folder(folder: Path, settings: dict[str, object]) -> None:
     """Note what the images of a folder are made with, or check that it is this.
 
     Raises:
-        InputError: If the folder holds images of another model, seed or setting.
+        InputError: If the folder is one of something else, or holds images of another model, seed
+            or setting.
     """
     path = folder / "sample.json"
     if not path.exists():
+        for other in ("run.json", "model_index.json", "manifest.json"):
+            if (folder / other).exists():
+                raise InputError(
+                    f"expected a folder for images alone, got {folder} with {other}; "
+                    f"choose {folder / 'images'}"
+                )
         write_json(path, settings)
     elif (found := read_json(path)) != settings:
         different = [

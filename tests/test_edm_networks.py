@@ -17,7 +17,6 @@ from data.teachers.edm.checkpoint import build, open_checkpoint, save
 from data.teachers.edm.layers import FourierEmbedding
 from data.teachers.edm.networks import DhariwalConfig, DhariwalUNet, SongConfig, SongUNet
 from data.teachers.edm.pickle_reader import Checkpoint
-from data.teachers.edm.seeds import draw_by_seed
 from data.teachers.heun import EdmHeun
 from data.teachers.settings import Sampler
 from get.errors import InputError
@@ -107,14 +106,6 @@ def test_the_images_of_18_heun_steps_equal_edms(golden: Golden, tmp_path: Path) 
     assert torch.equal(sigmas, golden.record["heun18_sigmas"])
     assert teacher.evaluations == 35
     assert teacher.fingerprint == FINGERPRINTS[teacher.num_classes]
-
-
-def test_noise_and_classes_of_a_seed_are_edms_bit_by_bit(golden: Golden) -> None:
-    record, classes = golden.record, None if golden.one_hot is None else 10
-    noise, labels = draw_by_seed(record["seeds"].tolist(), (3, 16, 16), classes)
-    assert torch.equal(noise, record["latents_by_seed"])
-    assert (labels is None) == (classes is None)
-    assert labels is None or torch.equal(labels, record["label_index_by_seed"])
 
 
 CIFAR = {"img_resolution": 32, "img_channels": 3, "channel_mult": (2, 2, 2), "augment_dim": 9}

@@ -6,6 +6,7 @@ import torch
 from get.cost import count_macs, count_parameters
 from get.errors import InputError
 from get.models import GET, SIZES, ViT, build, layers
+from get.sampling import generate
 
 from .problems import as_users_run_it as as_users_run_it
 from .problems import normal, seeded, tiny_get, tiny_vit
@@ -219,6 +220,7 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 
 UNCONDITIONAL, CONDITIONAL = tiny_get(), tiny_vit(num_classes=4)
+LABEL = torch.tensor([1])
 BAD_INPUT = {
     "unknown size": lambda: build("GET-Q/2", image_size=32),
     "indivisible patch": lambda: GET(image_size=9),
@@ -241,6 +243,28 @@ BAD_INPUT = {
     "no patches": lambda: tiny_vit(patch_size=0),
     "no equilibrium blocks": lambda: tiny_get(equilibrium_depth=0),
     "random start without source": lambda: tiny_get(z0="normal")(normal(2)),
+    "random start of a number": lambda: tiny_get(z0="normal")(normal(2), generator=3),
+    "blocks below none": lambda: tiny_get(depth=-1),
+    "a ViT of less": lambda: tiny_vit(depth=-1),
+    "a coda of less": lambda: tiny_get(coda_depth=-1),
+    "half a block": lambda: tiny_get(depth=1.5),
+    "two sides": lambda: tiny_get(image_size=(8, 8)),
+    "no channels": lambda: tiny_vit(channels=0),
+    "classes below none": lambda: tiny_get(num_classes=-3),
+    "no iteration": lambda: tiny_get(iterations=0),
+    "an MLP of nothing": lambda: tiny_vit(mlp_ratio=0.0),
+    "equilibrium MLPs of less": lambda: tiny_get(equilibrium_mlp_ratio=-2.0),
+    "noise of numpy": lambda: CONDITIONAL(normal(1).numpy(), LABEL),
+    "noise in double precision": lambda: CONDITIONAL(normal(1).double(), LABEL),
+    "noise of whole numbers": lambda: CONDITIONAL(normal(1).long(), LABEL),
+    "a list of labels": lambda: CONDITIONAL(normal(1), [1]),
+    "labels of numpy": lambda: CONDITIONAL(normal(1), LABEL.numpy()),
+    "labels with a point": lambda: CONDITIONAL(normal(1), LABEL.float()),
+    "a label too high": lambda: CONDITIONAL(normal(1), torch.tensor([4])),
+    "a label below 0": lambda: CONDITIONAL(normal(1), torch.tensor([-1])),
+    "a label too high for generate": lambda: generate(
+        CONDITIONAL, normal(1), torch.tensor([4]), seed=0, indices=[0]
+    ),
 }
 
 

@@ -9,9 +9,11 @@ import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 
+from data import SHIPPED
 from get import GETPipeline
 from get.errors import InputError
 from get.images import from_pil, to_uint8
+from pipeline.jobs.students import load_pipeline
 
 from .problems import as_users_run_it as as_users_run_it
 from .problems import normal, seeded, tiny_get, tiny_vit
@@ -167,6 +169,12 @@ BAD_INPUT = {
     "half an iteration": (PLAIN, {"iterations": 1.5}),
     "a tolerance below 0": (PLAIN, {"tol": -1}),
     "latents of another shape": (PLAIN, {"latents": torch.zeros(2, 3, 6, 6)}),
+    "latents of numpy": (PLAIN, {"latents": np.zeros((2, 3, 8, 8))}),
+    "latents of one image": (PLAIN, {"latents": torch.zeros(3, 8, 8)}),
+    "a seed for a generator": (PLAIN, {"generator": 3}),
+    "a tolerance of text": (PLAIN, {"tol": "small"}),
+    "true as a number of images": (PLAIN, {"batch_size": True}),
+    "complex labels": (LABELLED, {"class_labels": torch.tensor([1j, 2j])}),
     "too few generators": (PLAIN, {"generator": [seeded(0)]}),
     "too many generators": (PLAIN, {"generator": [seeded(0), seeded(1), seeded(2)]}),
 }
@@ -177,6 +185,41 @@ BAD_INPUT = {
 def test_bad_input_is_refused_with_what_was_expected(model, arguments):
     with pytest.raises(InputError, match=r"^expected .*, got"):
         GETPipeline(model)(**{"batch_size": 2} | arguments)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("model", [None, torch.nn.Linear(2, 2)])
+def test_a_pipeline_of_something_else_is_refused(model):
+    with pytest.raises(InputError, match=r"expected a GET, a ViT or another Student as model, got"):
+        GETPipeline(model)
+
+
+def test_a_folder_of_another_pipeline_or_none_is_refused(tmp_path):
+    for folder, found in (
+        (SHIPPED / "digits-teacher", "got DiffusionPipeline"),
+        (tmp_path, "no model_index"),
+    ):
+        with pytest.raises(InputError, match=rf"expected a GETPipeline in .*{found}"):
+            GETPipeline.from_pretrained(folder, use_safetensors=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"width": 32}, "shapes that config.json"),
+        ({"depth": 2}, "got 12 too few and 0 too many"),
+        ({"depth": 0}, "got 0 too few and 12 too many"),
+        ({"heads": 5}, "a width that 4 and 5 heads divide"),
+    ],
+)
+def test_weights_that_do_not_fit_the_configuration_are_refused(changed, told, tmp_path):
+    GETPipeline(PLAIN).save_pretrained(tmp_path)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    with pytest.raises(InputError, match=told):
+        GETPipeline.from_pretrained(tmp_path, use_safetensors=True)
+    with pytest.raises(InputError, match=told):
+        load_pipeline(tmp_path, torch.device("cpu"))
 
 
 def test_images_stop_iterating_by_their_residual_and_alone_as_in_a_batch():

@@ -106,6 +106,13 @@ def test_a_strip_of_a_model_that_does_not_iterate_is_refused_before_it_makes_ima
     assert not (tmp_path / "images").exists()
 
 
+def test_images_do_not_go_among_the_files_of_a_model(model, here):
+    refused = here("sample", "smoke", "--model", model, "--output_dir", model)
+    assert refused.code == 2
+    assert "got " + str(model) + " with model_index.json; choose " in refused.err
+    assert not (model / "sample.json").exists()
+
+
 def test_the_way_between_two_noises_stays_on_their_sphere_at_even_angles():
     two = torch.randn(2, 1, 16, 16, generator=seeded(0))
     two = 16 * two / two.flatten(1).norm(dim=1).view(2, 1, 1, 1)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from get.choices import MapForm, Start
 from get.equilibrium import Apply, DeltaMemory, Select, Solution, Unrolled, fixed_point, recomputed
 from get.errors import InputError
-from get.models.layers import Block, Decode, Embed, check_call, check_shape, initialise
+from get.models.checks import check_call, check_choices, check_shape, check_sizes
+from get.models.layers import Block, Decode, Embed, initialise
 from get.models.student import Equilibrium, Rollout, Student, Trajectory
 
 
@@ -84,14 +85,12 @@ class GET(Student):
     ) -> None:
         """Build the model with published initial values; see the class for the arguments."""
         super().__init__()
-        check_shape(image_size, patch_size, width, heads, equilibrium_depth)
-        for name, value, allowed in (
-            ("z0", z0, get_args(Start)),
-            ("map", map, get_args(MapForm)),
-            ("select", select, ("last", "lowest_residual")),
-        ):
-            if value not in allowed:
-                raise InputError(f"expected {name} to be one of {allowed}, got {value!r}")
+        shape = image_size, channels, patch_size, width, heads, num_classes
+        check_shape(*shape, mlp_ratio, equilibrium_mlp_ratio)
+        check_sizes(("depth", depth, 0), ("equilibrium_depth", equilibrium_depth, 1))
+        check_sizes(("coda_depth", coda_depth, 0), ("iterations", iterations, 1))
+        check_choices(("z0", z0, get_args(Start)), ("map", map, get_args(MapForm)))
+        check_choices(("select", select, ("last", "lowest_residual")))
         self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
         self.patch_size, self.width, self.iterations = patch_size, width, iterations
         self.z0: Start = z0
@@ -244,7 +243,8 @@ class GET(Student):
         `fixed_point(model.equilibrium_map, problem.z0, inputs=problem.inputs, ...)` solves it,
         and `model.image_of` makes images of the state found.
         """
-        check_call(noise, labels, self.channels, self.image_size, self.num_classes)
+        shape = self.channels, self.image_size, self.num_classes
+        check_call(noise, labels, *shape, self.embed.patch.weight)
         x, label = self.embed(noise, labels)
         for block in self.blocks:
             x = self._part(block, x, label)
@@ -291,10 +291,10 @@ class GET(Student):
                 return x
             case "zeros":
                 return torch.zeros_like(x)
-        if generator is None:
+        if not isinstance(generator, torch.Generator):
             raise InputError(
-                "expected a generator or z0, got neither; this model starts its iteration at "
-                'random (z0="normal") and the caller says from where the numbers come'
+                f"expected a generator or z0, got {generator!r}; this model starts its iteration "
+                'at random (z0="normal") and the caller says from where the numbers come'
             )
         z0 = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
         return z0.to(x.device)

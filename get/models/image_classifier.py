@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from get.equilibrium import Anderson, Gradient, Phantom, Solution, fixed_point
 from get.errors import InputError
+from get.models.checks import check_shape, check_sizes
 from get.models.get import Problem
-from get.models.layers import EPS, Block, Embed, check_shape, initialise
+from get.models.layers import EPS, Block, Embed, initialise
 
 
 class ImageClassifier(ModelMixin, ConfigMixin):
@@ -125,7 +126,8 @@ class EquilibriumClassifier(ImageClassifier):
     ) -> None:
         """Build the network with new weights; see the class for the arguments."""
         super().__init__()
-        check_shape(image_size, patch_size, width, heads, equilibrium_depth)
+        check_shape(image_size, channels, patch_size, width, heads, num_classes, mlp_ratio)
+        check_sizes(("depth", depth, 0), ("equilibrium_depth", equilibrium_depth, 1))
         self.max_steps, self.tol = max_steps, tol
         self._build_ends(image_size, channels, patch_size, width, num_classes)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
@@ -213,7 +215,8 @@ class ExplicitClassifier(ImageClassifier):
     ) -> None:
         """Build the network with new weights; see the class for the arguments."""
         super().__init__()
-        check_shape(image_size, patch_size, width, heads)
+        check_shape(image_size, channels, patch_size, width, heads, num_classes, mlp_ratio)
+        check_sizes(("depth", depth, 0))
         self._build_ends(image_size, channels, patch_size, width, num_classes)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         initialise(self)

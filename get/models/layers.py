@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from get.equilibrium import Apply, direct
 from get.equilibrium.vectors import full_precision
-from get.errors import InputError
+from get.models.checks import check_labels
 
 EPS = 1e-6  # of every LayerNorm
 
@@ -124,7 +124,11 @@ class Embed(nn.Module):
         tokens = self.patch(noise).flatten(2).transpose(1, 2).contiguous() + self.position
         if self.label is None or labels is None:
             return tokens, None
-        return tokens, self.label(labels)[:, None]
+        try:
+            return tokens, self.label(labels)[:, None]
+        except IndexError:  # a CPU looks at what it looks up; a GPU ends the process
+            check_labels(labels, self.label.num_embeddings)
+            raise
 
 
 class Decode(nn.Module):
@@ -144,42 +148,6 @@ class Decode(nn.Module):
         with full_precision(tokens.device):
             values = self.linear(self.norm(tokens).to(self.linear.weight.dtype))
         return unpatchify(values, self.patch, self.channels)
-
-
-def check_call(
-    noise: Tensor, labels: Tensor | None, channels: int, image_size: int, num_classes: int | None
-) -> None:
-    """Raise InputError if noise or labels are not what a model of this shape takes."""
-    shape = (channels, image_size, image_size)
-    if tuple(noise.shape[1:]) != shape:
-        raise InputError(
-            f"expected noise of shape (batch, {channels}, {image_size}, {image_size}), "
-            f"got {tuple(noise.shape)}; give the image shape the model was made for"
-        )
-    if num_classes and labels is None:
-        raise InputError(f"expected labels below {num_classes}, got None; the model is conditional")
-    if not num_classes and labels is not None:
-        raise InputError("expected no labels, got some; the model is unconditional")
-    if labels is not None and labels.shape != noise.shape[:1]:
-        raise InputError(
-            f"expected {len(noise)} labels, got shape {tuple(labels.shape)}; give one an image"
-        )
-
-
-def check_shape(
-    image_size: int, patch_size: int, width: int, heads: int, equilibrium_depth: int = 1
-) -> None:
-    """Raise InputError if the sizes of a model are none, or do not divide each other."""
-    sizes = image_size, patch_size, width, heads, equilibrium_depth
-    if min(sizes) < 1:
-        raise InputError(
-            "expected image_size, patch_size, width, heads and equilibrium_depth above 0, got "
-            f"{', '.join(map(str, sizes))}"
-        )
-    if image_size % patch_size:
-        raise InputError(f"expected patch_size to divide {image_size}, got {patch_size}")
-    if width % heads or width % 4:
-        raise InputError(f"expected a width that 4 and {heads} heads divide, got {width}")
 
 
 @torch.no_grad()

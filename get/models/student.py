@@ -4,6 +4,7 @@
 new baseline architecture is a subclass of it and a recipe that names it (see CONTRIBUTING.md).
 """
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -93,6 +94,37 @@ class Student(ModelMixin, ConfigMixin):
         """Make the subclass loadable: diffusers looks for its loader in the subclass's module."""
         super().__init_subclass__(**kwargs)
         vars(sys.modules[cls.__module__]).setdefault("ModelMixin", ModelMixin)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any
+    ) -> Any:  # Self; the type checker of the test run cannot read that here
+        """Load a model as diffusers does, but refuse weights that leave some to chance.
+
+        Args:
+            pretrained_model_name_or_path: A folder of `save_pretrained`, or an id on the hub.
+            **kwargs: As in `ModelMixin.from_pretrained`.
+
+        Raises:
+            InputError: If weights are missing, left over or of other shapes than the model's.
+        """
+        path, told = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        try:
+            model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
+        except ValueError as error:
+            if isinstance(error, InputError) or "expected shape" not in str(error):
+                raise
+            reason = str(error).split(". ")[0]
+            raise InputError(
+                f"expected weights of the shapes that config.json of {path} says, got: {reason}"
+            ) from None
+        missing, over = len(info["missing_keys"]), len(info["unexpected_keys"])
+        if missing or over:
+            raise InputError(
+                f"expected all weights of a {cls.__name__} in {path} and no others, got {missing} "
+                f"too few and {over} too many; load it by the class that config.json names"
+            )
+        return (model, info) if told else model
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -4,7 +4,8 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from get.models.layers import Block, Decode, Embed, check_call, check_shape, initialise
+from get.models.checks import check_call, check_shape, check_sizes
+from get.models.layers import Block, Decode, Embed, initialise
 from get.models.student import Student
 
 
@@ -39,7 +40,8 @@ class ViT(Student):
     ) -> None:
         """Build the model with published initial values; see the class for the arguments."""
         super().__init__()
-        check_shape(image_size, patch_size, width, heads)
+        check_shape(image_size, channels, patch_size, width, heads, num_classes, mlp_ratio)
+        check_sizes(("depth", depth, 0))
         self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
         self.embed = Embed(image_size, channels, patch_size, width, num_classes)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
@@ -56,7 +58,8 @@ class ViT(Student):
         Raises:
             InputError: If shapes or labels do not fit the model.
         """
-        check_call(noise, labels, self.channels, self.image_size, self.num_classes)
+        shape = self.channels, self.image_size, self.num_classes
+        check_call(noise, labels, *shape, self.embed.patch.weight)
         x, label = self.embed(noise, labels)
         for block in self.blocks:
             x = block(x, label)

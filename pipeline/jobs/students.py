@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from data.files import read_json
 from get.errors import InputError
 from get.models import Student
 from get.pipeline_get import GETPipeline
@@ -28,10 +27,10 @@ def load_pipeline(folder: Path, device: torch.device) -> GETPipeline:
         checkpoints = sorted(p.name for p in folder.glob("checkpoints/checkpoint-*"))
         hint = f"its checkpoints are {', '.join(checkpoints)}" if checkpoints else "train one first"
         raise InputError(f"expected a model (model_index.json) in {folder}, got none; {hint}")
-    if (kind := read_json(folder / "model_index.json").get("_class_name")) != "GETPipeline":
-        raise InputError(f"expected a GETPipeline in {folder}, got {kind}; name a run of train.py")
     try:
         pipeline = GETPipeline.from_pretrained(folder, use_safetensors=True)
+    except InputError:
+        raise
     except (OSError, SafetensorError, json.JSONDecodeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"expected a readable model in {folder}, got {type(error).__name__}: "

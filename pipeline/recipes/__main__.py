@@ -33,7 +33,7 @@ def stages(recipe: Recipe) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the table of trainings, or the stages of a recipe.
+    """Print all trainings, or the stages of a recipe.
 
     Raises:
         InputError: If there is no such recipe.
@@ -45,10 +45,10 @@ def main(arguments: list[str]) -> None:
     if arguments and arguments[0] in ("-h", "--help"):
         print("usage: recipes [NAME] [--recipes FILE.py]\n")
         print(f"NAME is one of: {', '.join(evaluations(RECIPES))}")
-        print("Without it, the table of all trainings; with it, what launch.sh has to do.")
+        print("Without it, all trainings; with it, what launch.sh has to do.")
         return
     if not arguments:
-        from pipeline.recipes.table import trainings  # needs torch
+        from pipeline.recipes.trainings import trainings  # needs torch
 
         print(trainings())
         return
