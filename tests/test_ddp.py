@@ -15,7 +15,7 @@ from get.equilibrium import Implicit, Phantom
 from get.losses import IterateLoss
 from get.models import Equilibrium
 from get.muon import Muon
-from pipeline.jobs.processes import PATIENCE, together
+from pipeline.jobs.processes import PATIENCE, Highest, together
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.build import all_moments
 from pipeline.training.step import TrainingStep
@@ -54,36 +54,35 @@ def gradients(mode: str, accelerator: Accelerator | None = None) -> dict[str, Te
 
 
 def trained(accelerator: Accelerator | None = None) -> dict[str, Tensor]:
-    """Return the weights after four steps of two micro-steps; several processes compile theirs."""
+    """Return the weights after four steps of two micro-steps; several processes compile theirs.
+
+    The gradients fill more than one of DDP's buckets, at the end of which it would cut the graph.
+    """
     several = accelerator is not None
     rank, processes = (accelerator.process_index, accelerator.num_processes) if several else (0, 1)
     config = TrainConfig(
         output_dir=Path("x"), pairs="", optimizer="muon", global_batch_size=8, max_train_steps=9,
-        window_share=0.5, gradient_accumulation_steps=2, compile=several, cuda_graphs=several,
+        window_share=0.5, window_rollout=(2, 2), gradient_accumulation_steps=2,
+        compile=several, cuda_graphs=several,
     )  # fmt: skip
-    step = TrainingStep(config, tiny_get(num_classes=4), accelerator)
+    student = tiny_get(num_classes=4, width=128, iterations=2, equilibrium_depth=1)
+    step, counter = TrainingStep(config, student, accelerator), Counter()
+    muon = step.updates.optimizers["muon"]
+    assert isinstance(muon, Muon)
+    assert (muon.processes is not None) == several  # they share its work out
     mine = slice(rank * 8 // processes, (rank + 1) * 8 // processes)
     places = set()
-    with torch.compiler.set_stance("default", force_backend="eager"):
+    with torch.compiler.set_stance("default", force_backend=counter):
         for number in range(4):
             pairs = Pairs(normal(8, seed=number), normal(8, seed=9 + number), torch.arange(8) % 4)
             step(pairs.take(mine), number)
             if number >= 2:  # DDP makes its buckets anew after the first step
                 grads = [p.grad for p in step.updates.parameters]
                 places |= {g.data_ptr() for g in grads if g is not None}
+    assert counter.graphs == (1 if several else 0)
     # CUDA graphs need gradients that stay where they are: in DDP's buckets
     assert len(places) == (len(step.updates.parameters) if several else 0)
     return dict(step.student.state_dict())
-
-
-def graphs(accelerator: Accelerator) -> int:
-    """Return the graphs of a compiled step whose gradients fill more than one of DDP's buckets."""
-    counter, student = Counter(), tiny_get(num_classes=4, width=128)
-    settings = {"output_dir": Path("x"), "pairs": "", "global_batch_size": 8, "compile": True}
-    step = TrainingStep(TrainConfig(**settings), student, accelerator)
-    with torch.compiler.set_stance("default", force_backend=counter):
-        step(Pairs(normal(4), normal(4, seed=2), torch.arange(4)), 0)
-    return counter.graphs
 
 
 def check_settings(wrapped: torch.nn.Module) -> None:
@@ -116,18 +115,26 @@ def moments(first: int, accelerator: Accelerator) -> dict[str, Tensor]:
     return dict(zip(("mean", "covariance"), found, strict=True))
 
 
+def check_questions(accelerator: Accelerator) -> None:
+    """The highest number of both processes is known when they ask again."""
+    highest, answers = Highest(accelerator.device), []
+    for number in (3, 15 * accelerator.process_index, 0, 0):
+        answers.append(highest.answer())
+        highest.ask(number)
+    assert answers == [0, 3, 15, 0]
+
+
 def main(folder: Path) -> None:
     """Be one of two processes."""
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=together())
     rank = accelerator.process_index
+    check_questions(accelerator)
     save_file(moved(dist.group.WORLD), folder / f"muon-{rank}.safetensors")
     for mode in MODES:
         save_file(gradients(mode, accelerator), folder / f"{mode}-{rank}.safetensors")
     for first in (5, 8):
         save_file(moments(first, accelerator), folder / f"moments-{first}-{rank}.safetensors")
     save_file(trained(accelerator), folder / f"trained-{rank}.safetensors")
-    torch._dynamo.reset()
-    assert graphs(accelerator) == 1  # DDP would have it cut where a bucket ends
     dist.destroy_process_group()
 
 

@@ -39,12 +39,13 @@ READS = ("_local_scalar_dense", "nonzero", "equal", "masked_select")
 
 
 class Crossings(TorchDispatchMode):
-    """Notes the operations whose tensors are on two kinds of devices, and reads of values."""
+    """Notes operations whose tensors are on two kinds of devices, reads of values, and products."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
         self.reads: list[str] = []
+        self.products: set[torch.dtype] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
@@ -57,6 +58,8 @@ class Crossings(TorchDispatchMode):
         by_mask = "index" in str(func) and any(x.dtype == torch.bool for x in tensors)
         if by_mask or func.overloadpacket.__name__ in READS:
             self.reads.append(str(func))
+        if func.overloadpacket.__name__ in ("mm", "bmm"):
+            self.products.add(result.dtype)
         return result
 
 
@@ -185,6 +188,7 @@ def test_muon_shared_by_processes_has_less_work_and_copies_nothing_between_host_
                 muon.step()
         macs.append(work.total)
         assert not crossings.found
+        assert crossings.products == {torch.bfloat16}
     assert macs[0] == macs[1] > 0
 
 

@@ -1,12 +1,19 @@
 """Losses on iterates: weights, kinds, gradients."""
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from data.pairs import Pairs
 from get.equilibrium import Implicit, Phantom
 from get.errors import InputError
 from get.losses import IterateLoss, geometric_weights, image_loss
 from get.models import Equilibrium
+from pipeline.recipes.settings_train import TrainConfig
+from pipeline.training.step import micro_batch_losses
 
 from .problems import normal, seeded, tiny_get, tiny_vit
 
@@ -197,3 +204,28 @@ def test_the_jacobian_penalty_reaches_the_equilibrium_blocks_and_off_is_absent()
     weight = model.get_parameter("equilibrium_blocks.0.attn.qkv.weight")
     (gradient,) = torch.autograd.grad(penalty, weight)
     assert gradient.abs().sum() > 0
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a tensor is cast, by its place in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[int] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
+        if func.overloadpacket.__name__ == "_to_copy":
+            self.found[args[0].data_ptr()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_in_bf16_a_weight_is_cast_once_a_step_however_often_its_block_iterates(tmp_path):
+    config = TrainConfig(output_dir=tmp_path, pairs="", mixed_precision="bf16")
+    module = IterateLoss(tiny_get(iterations=3))
+    with Casts() as casts:
+        losses = micro_batch_losses(module, Pairs(normal(2), normal(2), None), None, config)
+        losses.total(1.0).backward()
+    matrices = [p for p in module.model.equilibrium_blocks.parameters() if p.ndim == 2]
+    assert [casts.found[p.data_ptr()] for p in matrices] == [1] * len(matrices)

@@ -80,7 +80,7 @@ def pairs(config: GpuConfig) -> Rows:
 def write_pairs(config: GpuConfig, way: str) -> Figures:
     """Return the rates of the teacher alone and of the whole job, which make the same images."""
     forget()
-    channels, turns = (8, 1) if config.rehearse else (128, 2)
+    channels, batches, turns = (8, 2, 1) if config.rehearse else (128, BATCHES, 2)
     recipe = RECIPES["cifar10"].pairs
     if config.rehearse:
         recipe = replace(recipe, teacher_batch_size=2, pack=2, num_inference_steps=2)
@@ -96,18 +96,18 @@ def write_pairs(config: GpuConfig, way: str) -> Figures:
             recipe,
             teacher=str(weights),
             output_dir=Path(folder) / "pairs",
-            pairs_per_shard=BATCHES * size,
-            num_pairs=BATCHES * size,
+            pairs_per_shard=batches * size,
+            num_pairs=batches * size,
             **EXECUTIONS[way],
         )
         teacher, manifest = open_pairs(settings, local_device())
         (noise, _), shards = draw(0, range(size), manifest.image_shape), count()
         calls: dict[str, Callable[[], object]] = {
-            "teacher": lambda: [teacher(noise, None).cpu() for _ in range(BATCHES)],
+            "teacher": lambda: [teacher(noise, None).cpu() for _ in range(batches)],
             "job": lambda: write_shards(settings.output_dir, [next(shards)], teacher, manifest),
         }
         seconds = in_turns(calls, turns)
-    alone, job = (BATCHES * size / median(seconds[name].wall) for name in calls)
+    alone, job = (batches * size / median(seconds[name].wall) for name in calls)
     return {
         "teacher_batch_size": size,
         "teacher_images_per_second": alone,

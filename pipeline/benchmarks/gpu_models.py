@@ -84,6 +84,13 @@ def macs_of_step(size: str, image_size: int) -> float:
     return step_macs(config, manifest, 1)
 
 
+@cache
+def macs_of_image(size: str, image_size: int) -> int:
+    """Return the multiply-accumulates of sampling one image."""
+    with torch.device("meta"):
+        return image_macs(build(size, image_size=image_size))
+
+
 def sampling(config: GpuConfig) -> Rows:
     """Return latency and rate of sampling in bf16: eager, as a CUDA graph, compiled."""
     return {
@@ -107,7 +114,7 @@ def sample(config: GpuConfig, size: str, batch: int, way: str) -> Figures:
     call = partial(make, noise_of(model, batch))
     figures = {"size": size, "batch": batch, "way": way, **warm_up(call, device)}
     seconds = in_turns({"call": call, "limit": limit(device)}, config.repeats)
-    macs = image_macs(model)
+    macs = macs_of_image(size, config.image_size)
     return {
         **figures, **rates(seconds["call"].wall, seconds["limit"].wall, batch, macs, device)
     }  # fmt: skip
@@ -121,8 +128,8 @@ def noise_of(model: Student, batch: int) -> Tensor:
 def forget() -> None:
     """Free what an earlier row holds: modules in cycles, compiled code, the memory of graphs."""
     torch.compiler.reset()
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         from torch._inductor.cudagraph_trees import reset_cudagraph_trees
 
         reset_cudagraph_trees()  # torch 2.11 leaves them
