@@ -106,6 +106,14 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(device, tmp_path):
     assert [name for name, value in ends[0].items() if not torch.equal(value, ends[1][name])] == []
 
 
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_in_bf16_every_attention_can_be_the_flash_kernel(device):
+    pairs = batch(0, device)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.autocast(device, torch.bfloat16):
+        losses = IterateLoss(student(device))(pairs.noise, pairs.labels, pairs.images)
+    losses.total(1.0).backward()
+
+
 @pytest.fixture
 def _alone(device):
     """A group of one process."""

@@ -132,7 +132,7 @@ def measure(config: TrainBenchmarkConfig, steps: dict[str, TrainingStep]) -> Fig
     batch, device = random_pairs(student, config.batch_size), student.device
     z0 = steps["unrolled"].random_start(0, config.batch_size)
     counts = {name: count_step(s.module, s.config, batch, z0) for name, s in steps.items()}
-    a, b, product = (torch.ones([SIDE[device.type]] * 2, device=device) for _ in range(3))
+    a, b, product = (torch.randn([SIDE[device.type]] * 2, device=device) for _ in range(3))
     calls: dict[str, Callable[[], object]] = {
         "limit": lambda: [torch.mm(a, b, out=product) for _ in range(PRODUCTS)],
         **{name: partial(step, batch, 0) for name, step in steps.items()},
