@@ -74,6 +74,24 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let a write that fails, of Python or of safetensors, raise an OSError that names `path`."""
+    from safetensors import SafetensorError  # here: launch.sh runs this file before it installs
+
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+@contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that appears under its name, by rename, once it is complete.
 
@@ -84,7 +102,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary = hidden_path(path)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with named(path):
+            yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -101,13 +120,10 @@ def new_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = hidden_path(path)
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        if error.filename is None:  # a failed write does not name its file
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        with named(path):
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

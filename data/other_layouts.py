@@ -27,9 +27,11 @@ def write_fastgen(folder: Path, shard: int, pairs: Pairs, manifest: Manifest) ->
     pairs, classes = pairs.as_floats(), _one_hot(pairs, manifest)
     with TarWriter(str(folder / tar_name(shard)), mtime=0) as tar:
         for i in range(len(pairs)):
-            sample = {"latent.pth": _saved(pairs.images[i]), "noise.pth": _saved(pairs.noise[i])}
+            parts = {"latent.pth": pairs.images[i], "noise.pth": pairs.noise[i]}
             if classes is not None:
-                sample["txt_emb.pth"] = _saved(classes[i])
+                parts["txt_emb.pth"] = classes[i]
+            # copies: of a part, torch.save writes the whole
+            sample = {name: _saved(part.clone()) for name, part in parts.items()}
             tar.write({"__key__": f"{shard * len(pairs) + i:09d}", **sample})
 
 
@@ -43,7 +45,7 @@ def write_locuslab(folder: Path, shard: int, pairs: Pairs, manifest: Manifest) -
     latent = pairs.noise if classes is None else [pairs.noise, classes]
     for kind, content in (("latent", latent), ("image", pairs.images)):
         (folder / kind).mkdir(exist_ok=True)
-        torch.save(content, folder / kind / name)
+        (folder / kind / name).write_bytes(_saved(content))
 
 
 LAYOUTS: dict[str, Callable[[Path, int, Pairs, Manifest], None]] = {
@@ -58,8 +60,8 @@ def _one_hot(pairs: Pairs, manifest: Manifest) -> Tensor | None:
     return F.one_hot(pairs.labels, manifest.num_classes).float()
 
 
-def _saved(tensor: Tensor) -> bytes:
-    """Return the bytes that torch.save writes of a tensor alone, not of what it is a part of."""
+def _saved(content: Tensor | list[Tensor]) -> bytes:
+    """Return what torch.save writes; by itself, on a full disk, it may abort the process."""
     buffer = io.BytesIO()
-    torch.save(tensor.clone(), buffer)
+    torch.save(content, buffer)
     return buffer.getvalue()

@@ -20,7 +20,12 @@ SMALLEST = 1e-9  # eigenvalue whose root is differentiated
 
 
 class Moments(nn.Module):
-    """Mean and second moment of feature vectors, float64."""
+    """Moments of feature vectors, float64.
+
+    Attributes:
+        mean: E[v], of shape (features,).
+        second: E[v v^T], not centred, of shape (features, features).
+    """
 
     mean: Tensor
     second: Tensor
@@ -85,8 +90,17 @@ class FrechetLoss:
         self._batches.append((mean.detach(), second.detach()))
         return mean, second
 
-    def distance(self, mean: Tensor, second: Tensor) -> Float[Tensor, ""]:
-        """Return |m - r|^2 + tr(C) + tr(R) - 2 tr((R^1/2 C R^1/2)^1/2) for covariances C and R."""
+    def distance(
+        self, mean: Float[Tensor, " features"], second: Float[Tensor, "features features"]
+    ) -> Float[Tensor, ""]:
+        """Return the squared Frechet distance of Gaussians (arXiv:1706.08500) from the reference.
+
+        |m - r|^2 + tr(C) + tr(R) - 2 tr((R^1/2 C R^1/2)^1/2), C and R the covariances.
+
+        Args:
+            mean: E[v], m above.
+            second: E[v v^T], so that C = second - m m^T.
+        """
         covariance = second - torch.outer(mean, mean)
         product = self.reference_root @ covariance @ self.reference_root
         roots = torch.linalg.eigvalsh(product).clamp_min(SMALLEST).sqrt()

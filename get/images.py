@@ -43,6 +43,9 @@ def grid(
         columns: Images a row.
         scale: Whole-number magnification (nearest neighbour).
         gap: White pixels between images, before magnification.
+
+    Returns:
+        One grey or RGB picture; what is left of the last row stays white.
     """
     n, channels, height, width = images.shape
     rows = -(-n // columns)

@@ -71,6 +71,17 @@ def draw_start(
     """Draw the random start of GET's iteration for models whose `z0` is "normal".
 
     A start can have 200,000 numbers: as many threads as torch uses draw one each.
+
+    Args:
+        seed: Non-negative, below 2^64.
+        indices: Which samples, each non-negative and below 2^64.
+        shape: Shape of one start.
+
+    Returns:
+        Unit normal float32 numbers, one row an index, independent of the noise that `draw` gives.
+
+    Raises:
+        InputError: If seed or an index is out of range.
     """
     count = math.prod(shape)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:

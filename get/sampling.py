@@ -66,8 +66,23 @@ def generate(
     return torch.cat(parts)
 
 
-def random_start(model: Student, seed: int, indices: Sequence[int]) -> Tensor | None:
-    """Return the random starts of samples (seed, index), or None if the model draws none."""
+def random_start(
+    model: Student, seed: int, indices: Sequence[int]
+) -> Float[Tensor, "batch ..."] | None:
+    """Draw the random starts of the iteration of some samples.
+
+    Args:
+        model: The distilled model.
+        seed: As in `generate`.
+        indices: One a sample.
+
+    Returns:
+        Unit normal float32 numbers, `model.start_shape` a sample, on the model's device; None if
+        the model draws none.
+
+    Raises:
+        InputError: If seed or an index is out of range.
+    """
     if model.start_shape is None:
         return None
     return draw_start(seed, indices, model.start_shape).to(model.device)

@@ -1,9 +1,14 @@
 """Files and folders appear complete under their name or not at all."""
 
+from collections.abc import Callable
 from contextlib import suppress
+from errno import EFBIG
 from pathlib import Path
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from data.files import check_local, delete_leftovers, hidden_path, new_file, new_folder, read_json
 from get.errors import InputError
@@ -24,6 +29,30 @@ def test_what_breaks_while_being_written_leaves_what_was_there(new, tmp_path):
             assert [p.name for p in tmp_path.iterdir() if p.name[0] != "."] == before
     thing = tmp_path / "thing"
     assert (thing / "a" if thing.is_dir() else thing).read_text() == "complete"
+
+
+@pytest.mark.parametrize("new", [new_file, new_folder])
+def test_a_full_disk_is_an_oserror_with_a_name_whoever_writes(new, tmp_path):
+    def python(path: Path) -> None:
+        path.write_bytes(bytes(10_000))
+
+    def safetensors(path: Path) -> None:
+        save_file({"x": torch.zeros(10_000)}, path)
+
+    def on_a_full_disk(write: Callable[[Path], None]) -> None:
+        with new(tmp_path / "thing") as path:
+            setrlimit(RLIMIT_FSIZE, (1000, before[1]))
+            try:
+                write(path / "x" if path.is_dir() else path)
+            finally:
+                setrlimit(RLIMIT_FSIZE, before)
+
+    before = getrlimit(RLIMIT_FSIZE)
+    for write in (python, safetensors):
+        with pytest.raises(OSError, match="File too large") as told:
+            on_a_full_disk(write)
+        assert (told.value.errno, told.value.filename) == (EFBIG, str(tmp_path / "thing"))
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b'{"torn": ', b"\xff\xfe", None])

@@ -53,7 +53,14 @@ class ViT(Student):
         noise: Float[Tensor, "batch channels side side"],
         labels: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch channels side side"]:
-        """Make images (nominally in [-1, 1], not clipped) from unit normal noise.
+        """Make images from noise.
+
+        Args:
+            noise: Unit normal noise.
+            labels: Class indices; None exactly if the model is unconditional.
+
+        Returns:
+            Images, nominally in [-1, 1], not clipped.
 
         Raises:
             InputError: If shapes or labels do not fit the model.

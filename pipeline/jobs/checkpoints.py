@@ -10,8 +10,6 @@ schedules nor random states are kept. They are written beside the steps, from a 
 """
 
 import json
-import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,22 +78,15 @@ def save_checkpoint(
     """
     state.wait()
     run, every = config.output_dir, config.checkpointing_steps
-    try:
-        if progress.step % every == 0 or progress.step == config.max_train_steps:
-            averages.save(run, progress.step, state.averages, every)
-        with new_folder(run / "checkpoints" / f"checkpoint-{progress.step}") as checkpoint:
-            save_result(checkpoint, state.average)
-            folder = checkpoint / "state"
-            folder.mkdir()
-            for name, tensors in state.files.items():
-                save_file(tensors, folder / f"{name}.safetensors")
-            write_json(folder / "state.json", vars(progress))
-    except SafetensorError as error:  # its form for a full disk: "... (os error 28)"
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        code = int(number[1])
-        raise OSError(code, os.strerror(code), str(run / "checkpoints")) from error
+    if progress.step % every == 0 or progress.step == config.max_train_steps:
+        averages.save(run, progress.step, state.averages, every)
+    with new_folder(run / "checkpoints" / f"checkpoint-{progress.step}") as checkpoint:
+        save_result(checkpoint, state.average)
+        folder = checkpoint / "state"
+        folder.mkdir()
+        for name, tensors in state.files.items():
+            save_file(tensors, folder / f"{name}.safetensors")
+        write_json(folder / "state.json", vars(progress))
     prune(run, config.checkpoints_total_limit)
 
 

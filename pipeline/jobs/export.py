@@ -8,6 +8,7 @@ model.pt2, model.onnx                the other forms, if asked for
 """
 
 import importlib.util
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -94,7 +95,9 @@ def write_form(pipeline: GETPipeline, folder: Path, form: Form, iterations: int 
     target = folder / {"torch": "model.pt2", "onnx": "model.onnx"}[form]
     expected, given = fixed(*other), {k: v for k, v in other._asdict().items() if v is not None}
     if form == "torch":
-        torch.export.save(program, target)
+        buffer = BytesIO()  # torch's own writer of files aborts the process on a full disk
+        torch.export.save(program, buffer)
+        target.write_bytes(buffer.getbuffer())
         result = torch.export.load(target).module()(*other)
     else:
         import onnxruntime
