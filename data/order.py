@@ -60,8 +60,8 @@ class Order:
         """Refuse an empty data set."""
         if self.shards < 1:
             raise InputError(
-                f"expected training shards in {self.source}, got {self.shards} after those that "
-                "are held out; make more pairs or choose a smaller holdout_shards"
+                f"expected training shards in {self.source}, got none beside those that are held "
+                "out; make more pairs or choose a smaller holdout_shards"
             )
 
     def begin(self, stream: int, step: int) -> int:

@@ -77,8 +77,10 @@ def open_networks(config: FidConfig, device: torch.device) -> list[Features]:
 def find_cases(config: FidConfig, device: torch.device) -> list[ImageSource]:
     """Return every set of images that is measured, as many images of each as there are.
 
+    The last checkpoint of a run makes the images of its result: they are measured once.
+
     Raises:
-        InputError: If a model or a folder cannot be used.
+        InputError: If a model or a folder cannot be used, or is named twice.
     """
     cases: list[ImageSource] = []
     for model in config.models:
@@ -90,9 +92,19 @@ def find_cases(config: FidConfig, device: torch.device) -> list[ImageSource]:
         if isinstance(images, Gaussian):
             raise InputError(f"expected a model or images, got {model}; it is a reference")
         cases.append(images)
-    if len({case.fingerprint for case in cases}) < len(cases):
-        raise InputError("expected different models and seeds, got some twice; name every one once")
-    return cases
+    once: dict[str, ImageSource] = {}
+    same: dict[str, str] = {}
+    for case in cases:
+        if (first := once.setdefault(case.fingerprint, case)) is case:
+            continue
+        if first.name == case.name:
+            raise InputError(
+                f"expected different models and seeds, got {case.name} twice; name every one once"
+            )
+        same[case.name] = first.name
+    for name, first in same.items() if local_main() else ():
+        print(f"{name} makes the same images as {first}, which are measured once")
+    return [*once.values()]
 
 
 def find_references(

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,8 @@ def test_a_sweep_measures_only_what_is_missing(here, student, tmp_path):
     completed(here("fid", *few, *dial))
     before = {p: p.stat().st_mtime_ns for p in (out / "figures").iterdir()}
     assert len(before) == 5  # 2 x 2 and 1
-    more = flags(out, student, tmp_path / "vit", images=40, seeds=(0, 1, 2))
+    copy = shutil.copytree(tmp_path / "vit", tmp_path / "checkpoint")
+    more = flags(out, student, tmp_path / "vit", copy, images=40, seeds=(0, 1, 2))
     printed = completed(here("fid", *more, *dial)).out
     after = {p: p.stat().st_mtime_ns for p in (out / "figures").iterdir()}
     assert len(after) == 15
@@ -171,6 +173,7 @@ def test_a_sweep_measures_only_what_is_missing(here, student, tmp_path):
         assert row["summary"]["seeds"] == len(each) == 3
         assert 0 <= summary["class_accuracy"] <= 1
     assert "40 images: FID is biased upwards" in printed
+    assert printed.count(f"{copy} makes the same images as {tmp_path / 'vit'}, which") == 1
     assert "40 images" in (out / "fid.md").read_text()
 
 

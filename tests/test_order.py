@@ -133,8 +133,8 @@ def test_damaged_shards_are_replaced_by_readable_ones_whatever_the_numbers(numbe
 
 ONE_STREAM = {"streams": 1, "batch_size": 4}
 REFUSED: dict[str, Callable[[], object]] = {
-    "training shards in x, got 0": lambda: order("x", shards=0, **ONE_STREAM),
-    "training shards in x, got -2": lambda: order("x", shards=-2, **ONE_STREAM),
+    "training shards in x, got none": lambda: order("x", shards=0, **ONE_STREAM),
+    "x, got none beside those that are held out": lambda: order("x", shards=-2, **ONE_STREAM),
     "that 3 processes divide, of 1 pairs or more each, .* got 8": lambda: rows_of(8, 0, 3),
     "that 4 processes divide, of 3 pairs or more each, .* got 8": lambda: rows_of(8, 0, 4, 3),
 }
