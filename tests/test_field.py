@@ -191,14 +191,23 @@ def test_both_trainings_are_searched_one_setting_after_the_other(tmp_path, pairs
         "published": {"learning_rate": (1e-3, 3e-3), "iterations": (2, 1)},
     }
     monkeypatch.setattr(ours, "SEARCHED", search)
+    smoke, whole = RECIPES["smoke"], RECIPES["digits"].students["digits"]
+    student = replace(
+        smoke.students["smoke"],
+        max_train_steps=4000,
+        frechet_weight=1.0,
+        feature_network=whole.feature_network,
+        real_images=whole.real_images,
+    )
+    monkeypatch.setitem(RECIPES, "smoke", replace(smoke, students={"smoke": student}))
     config = ours.OursConfig(
         output_dir=tmp_path,
         recipe="smoke",
         pairs=pairs,
         seeds=(0,),
         repeats=1,
-        max_train_steps=3,
-        evaluate_steps=2,
+        max_train_steps=6,
+        evaluate_steps=6,
         images=32,
     )
     ours.main(config)
@@ -209,6 +218,19 @@ def test_both_trainings_are_searched_one_setting_after_the_other(tmp_path, pairs
     best = min(trials[:2], key=lambda trial: trial["best"])["learning_rate"]
     assert [(t["learning_rate"], t["iterations"]) for t in trials[2:]] == [(best, 2), (best, 1)]
     assert found["published"]["runs"][0]["learning_rate"] == best
+
+    won = found["ours"]["runs"][0]["muon_learning_rate"]
+    [whole] = found[ours.WHOLE]["runs"]
+    assert whole["muon_learning_rate"] == won
+    assert whole["time_of_a_step"] > 1
+    assert whole["judges"] != found["ours"]["runs"][0]["judges"]
+
+
+def test_every_phase_is_shortened_alike():
+    whole = RECIPES["digits"].students["digits"]
+    half = ours.shortened(whole, whole.max_train_steps // 2)
+    assert half.frechet_steps * 2 == whole.frechet_steps
+    assert half.frechet_images * 2 == whole.frechet_images
 
 
 def test_the_published_training_is_published_but_for_a_warm_up_and_clipping():

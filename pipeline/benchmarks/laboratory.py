@@ -7,11 +7,12 @@ file of its own, so that a comparison that was stopped goes on with the runs tha
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from data.files import read_json, write_json
@@ -30,7 +31,8 @@ from pipeline.recipes.recipe import RUNS
 from pipeline.recipes.settings_make import positive
 from pipeline.recipes.settings_train import TrainConfig
 from pipeline.training.allocator import keep_freed_memory
-from pipeline.training.build import build_student
+from pipeline.training.build import build_frechet, build_objective, build_student
+from pipeline.training.data_sets import build_order, open_data_sets
 from pipeline.training.step import TrainingStep
 from pipeline.training.step_cost import image_macs
 
@@ -145,9 +147,7 @@ class Laboratory:
     def _train(
         self, name: str, settings: TrainConfig, num_pairs: int, longer: tuple[int, ...]
     ) -> dict[str, Any]:
-        torch.manual_seed(settings.seed)
-        student = build_student(settings, self.manifest)
-        step = TrainingStep(settings, student)
+        step = self.training_step(settings)
         pairs = self.pairs.take(slice(num_pairs or None))
         curve, best, weights = [], float("inf"), step.updates.average
         batches = order(len(pairs), settings.global_batch_size, settings.seed)
@@ -171,6 +171,17 @@ class Laboratory:
             **self._judged(weights),
             "longer": {times: self._judged(weights, times) for times in longer},
         }
+
+    def training_step(self, settings: TrainConfig) -> TrainingStep:
+        """Return the step that trains a new student, with the Frechet distance if it is used."""
+        torch.manual_seed(settings.seed)
+        student, frechet = build_student(settings, self.manifest), None
+        if settings.frechet_weight:
+            here = replace(settings, pairs=self.config.pairs)
+            order = build_order(here, open_data_sets(here), 1)
+            frechet = build_frechet(here, self.manifest, order, Accelerator(cpu=True))
+        objective = build_objective(settings, student, frechet)
+        return TrainingStep(settings, student, objective=objective)
 
     def _images(self, model: Student, iterations: int | None = None) -> Tensor:
         """Return the images of the held-out noise."""
