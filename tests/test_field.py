@@ -109,6 +109,8 @@ def test_an_earlier_comparison_is_extended_without_its_runs(tmp_path, pairs):
     }
     runs = json.loads((more.output_dir / "field.json").read_text())["runs"]
     assert runs[0] == next(run for run in earlier["runs"] if run["num_pairs"] == 16)
+    kept = [run for run in runs if run["num_pairs"] == 0]  # not asked for, but measured before
+    assert kept == [run for run in earlier["runs"] if run["num_pairs"] == 0]
 
     with pytest.raises(InputError, match=r"expected runs with these .* got max_train_steps 3;"):
         field.main(replace(more, output_dir=tmp_path / "other", max_train_steps=4))
@@ -170,9 +172,27 @@ def test_the_interval_is_that_of_all_choices_of_seeds():
     assert 0 < found["mean"] < 0.5
 
 
-def test_nothing_is_worth_blocks_where_deeper_vits_are_no_better():
-    vits = [run(distance, depth) for depth, distance in ((3, 2.0), (6, 1.0), (10, 1.1))]
-    assert loops.phi_of([run(1.5, 2, 1, 4)], vits) is None
+def test_the_line_of_vits_ends_where_deeper_ones_are_no_better():
+    rising = [run(100 / depth, depth) for depth in (3, 6, 10)]
+    gets = [run(100 / 4, 2, 1, 4)]
+    deep = [run(11.0, 20), run(9.0, 40)]
+    assert loops.phi_of(gets, [*rising, *deep]) == loops.phi_of(gets, rising) is not None
+    assert loops.phi_of(gets, [run(20.0, 3), *rising[1:], run(25.0, 4)]) is None
+    assert loops.phi_of(gets, rising[:1]) is None
+
+
+def test_equal_cost_is_that_of_multiply_accumulates_and_attention_alone_has_no_phi():
+    model = field.CONTESTANTS["GET 2+3Ax3+4"]
+    shape, beside = loops.blocks(model), {"contestant": "", "num_pairs": 0, "parameters": 1}
+    more = {"learning_rate": 1, "l1_to_teacher": 1.0, "curve": [{"step": 1, "distance": 1.0}]}
+    get = {**run(2.0, 0), "blocks": shape, "macs": 100, **beside, **more}
+    vits = [
+        {**run(distance, depth), "macs": macs, **beside, **more, "contestant": f"ViT {depth}"}
+        for depth, macs, distance in ((5, 60, 9.0), (10, 105, 4.0))
+    ]
+    row = loops.summed_up([*vits, get])[-1]
+    assert row["over_vit_of_equal_macs"] == {"mean": 0.5, "worst": 0.5}
+    assert row["phi"] is None
 
 
 def test_what_is_worth_no_more_than_the_blocks_around_its_loop_has_no_phi():

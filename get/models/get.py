@@ -46,7 +46,7 @@ class GET(Student):
         equilibrium_depth: Weight-tied blocks, run in every iteration.
         heads: Attention heads.
         mlp_ratio: Hidden width of the injection blocks' MLPs over `width`.
-        equilibrium_mlp_ratio: The same for the equilibrium blocks.
+        equilibrium_mlp_ratio: The same for the equilibrium blocks; 0 is attention without an MLP.
         num_classes: Number of classes; None for an unconditional model.
         coda_depth: Blocks between the last iteration and the decoder, shaped like the injection
             blocks; 0 as published.

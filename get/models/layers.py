@@ -78,15 +78,17 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention, then MLP, each added to its input."""
+    """Pre-norm transformer block: attention, then MLP if it has one, each added to its input."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
-        """Build a block whose MLP has `int(width * mlp_ratio)` hidden units."""
+        """Build a block whose MLP has `int(width * mlp_ratio)` hidden units; 0 is no MLP."""
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=EPS)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=EPS)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.mlp: MLP | None = None
+        if mlp_ratio:
+            self.norm2 = nn.LayerNorm(width, eps=EPS)
+            self.mlp = MLP(width, int(width * mlp_ratio))
 
     def forward(
         self, x: Tensor, injection: Tensor | None = None, apply: Apply | None = None
@@ -97,7 +99,7 @@ class Block(nn.Module):
         """
         apply = apply or direct
         x = x + apply(self.attn, self.norm1(x), injection)
-        return x + apply(self.mlp, self.norm2(x))
+        return x if self.mlp is None else x + apply(self.mlp, self.norm2(x))
 
 
 class Embed(nn.Module):

@@ -28,8 +28,23 @@ GETS = {  # blocks before + iterated x iterations + after
         *((1, 2, 4, 1), (2, 3, 2, 2)),
     )
 }
+ATTENTION = {  # without MLPs in the iterated blocks
+    f"GET {before}+{looped}Ax{times}+{after}": GETModel(
+        depth=before,
+        equilibrium_depth=looped,
+        equilibrium_mlp_ratio=0.0,
+        iterations=times,
+        coda_depth=after,
+    )
+    for before, looped, times, after in ((1, 3, 6, 2), (2, 3, 3, 4))
+}
 WINDOW = "GET 2+3x2+2 window"  # the loss of the recipe, so it may iterate longer
-CONTESTANTS: dict[str, Architecture] = {**VITS, **GETS, WINDOW: GETS["GET 2+3x2+2"]}
+CONTESTANTS: dict[str, Architecture] = {
+    **VITS,
+    **GETS,
+    **ATTENTION,
+    WINDOW: GETS["GET 2+3x2+2"],
+}
 SHORT = tuple(name for name in CONTESTANTS if name not in ("ViT 40", WINDOW))
 LONGER = 12  # iterations at which it costs what ViT 40 does
 
@@ -43,8 +58,8 @@ class FieldConfig(LaboratoryConfig):
         learning_rates: Muon's, of which every contestant takes its best with the first seed, for
             every number of pairs anew.
         contestants: Names to train.
-        extend: The field.json of an earlier comparison with the same settings, whose runs are not
-            made again: for more seeds, pairs, contestants or rates.
+        extend: The field.json of an earlier comparison with the same settings, to which seeds,
+            pairs, contestants or rates are added: its runs are not made again.
     """
 
     num_pairs: tuple[int, ...] = (1024, 0)
@@ -65,8 +80,9 @@ class FieldConfig(LaboratoryConfig):
 def main(config: FieldConfig) -> None:
     """Train and measure what is missing; write a JSON file and a plot."""
     laboratory = Laboratory(config, f"field-{config.recipe}")
+    earlier = {"runs": [], "trials": []}
     if config.extend is not None:
-        take_over(laboratory, config.extend)
+        earlier |= take_over(laboratory, config.extend)
     runs, trials = [], []
     for count, contestant in product(config.num_pairs, config.contestants):
         run = partial(measured, laboratory, contestant, count, config.max_train_steps)
@@ -74,6 +90,10 @@ def main(config: FieldConfig) -> None:
         best = min(tried, key=lambda one: one["best"])
         runs += [run(best["learning_rate"], seed) for seed in config.seeds]
         trials += [one for one in tried if one is not best]
+    here = {(run["contestant"], run["num_pairs"]) for run in runs}
+    for ours, theirs in ((runs, earlier["runs"]), (trials, earlier["trials"])):
+        ours += [run for run in theirs if (run["contestant"], run["num_pairs"]) not in here]
+        ours.sort(key=lambda run: [*CONTESTANTS].index(run["contestant"]))
     rows = summed_up([way for run in runs for way in ways(run)])
     figures = {"settings": asdict(config), "runs": runs, "trials": trials, "rows": rows}
     result = save(config, "field", figures)
@@ -81,8 +101,8 @@ def main(config: FieldConfig) -> None:
     print(markdown(result))
 
 
-def take_over(laboratory: Laboratory, path: Path) -> None:
-    """Write the runs of an earlier comparison into the folder.
+def take_over(laboratory: Laboratory, path: Path) -> dict[str, Any]:
+    """Write the runs of an earlier comparison into the folder, and return the comparison.
 
     Raises:
         InputError: If it has other settings.
@@ -93,6 +113,7 @@ def take_over(laboratory: Laboratory, path: Path) -> None:
         file = laboratory.folder / f"{run_name(**run)}.json"
         if not file.exists():
             write_json(file, run)
+    return earlier
 
 
 def run_name(contestant: str, learning_rate: float, num_pairs: int, seed: int, **_: Any) -> str:

@@ -8,7 +8,7 @@ Both are means over seeds, and the interval is that of all choices of as many se
 
 import math
 from collections.abc import Iterable
-from itertools import pairwise, product
+from itertools import pairwise, product, takewhile
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,13 +18,15 @@ from pipeline.jobs.tables import markdown as markdown_table
 from pipeline.recipes.architectures import Architecture, GETModel, ViTModel
 
 Run = dict[str, Any]
+EQUAL = 0.1  # multiply-accumulates that differ by less are called equal
 
 
 def blocks(model: Architecture) -> dict[str, int]:
     """Return how many blocks run once, how many are iterated, and how often."""
     if isinstance(model, GETModel):
         once = model.depth + model.coda_depth
-        return {"once": once, "looped": model.equilibrium_depth, "times": model.iterations}
+        shape = {"once": once, "looped": model.equilibrium_depth, "times": model.iterations}
+        return shape if model.equilibrium_mlp_ratio else {**shape, "mlp": 0}
     assert isinstance(model, ViTModel)
     return {"once": model.depth, "looped": 0, "times": 1}
 
@@ -62,7 +64,8 @@ def phi(blocks: dict[str, int], worth: float) -> float | None:
 def phi_of(runs: list[Run], vits: list[Run]) -> dict[str, Any] | None:
     """Return phi of a GET's runs by the mean figures, and its interval over choices of seeds.
 
-    None where deeper ViTs are not better, so that nothing has a worth in blocks.
+    The line ends at the first ViT that a deeper one does not beat. None if that is the first of
+    all: then nothing has a worth in blocks.
     """
     seeds = sorted({run["seed"] for run in runs})
     by_seed = {run["seed"]: figure(run) for run in runs}
@@ -70,14 +73,19 @@ def phi_of(runs: list[Run], vits: list[Run]) -> dict[str, Any] | None:
     for vit in vits:
         depths.setdefault(evaluated(vit), {})[vit["seed"]] = figure(vit)
 
+    better = takewhile(
+        lambda two: mean(depths[two[1]].values()) < mean(depths[two[0]].values()),
+        pairwise(sorted(depths)),
+    )
+    line = [min(depths), *(deeper for _, deeper in better)]
+    if len(line) == 1:
+        return None
+
     def of(chosen: Iterable[int]) -> float | None:
         chosen = [*chosen]
-        line = [(depth, mean(d[seed] for seed in chosen)) for depth, d in depths.items()]
-        return phi(runs[0]["blocks"], depth_worth(line, mean(by_seed[s] for s in chosen)))
+        points = [(depth, mean(depths[depth][seed] for seed in chosen)) for depth in line]
+        return phi(runs[0]["blocks"], depth_worth(points, mean(by_seed[s] for s in chosen)))
 
-    means = [mean(figures.values()) for _, figures in sorted(depths.items())]
-    if any(deeper >= less for less, deeper in pairwise(means)):
-        return None
     found = sorted(
         (of(chosen) for chosen in product(seeds, repeat=len(seeds))),
         key=lambda x: -math.inf if x is None else x,
@@ -100,9 +108,11 @@ def _row(seeds: list[Run], vits: list[Run]) -> dict[str, Any]:
     """Sum up the seeds of a contestant, beside the ViTs of the same pairs and seeds."""
     first, ratios = seeds[0], []
     for run in seeds:
-        equal = [v for v in vits if v["seed"] == run["seed"] and evaluated(v) == evaluated(run)]
+        beside = [vit for vit in vits if vit["seed"] == run["seed"]]
+        equal = [vit for vit in beside if abs(vit["macs"] / run["macs"] - 1) < EQUAL]
         ratios += [figure(run) / figure(vit) for vit in equal]
-    loops = first["blocks"]["looped"] and first["blocks"]["times"] > 1
+    shape = first["blocks"]
+    loops = shape["looped"] and shape["times"] > 1 and shape.get("mlp") != 0  # as ViTs' blocks
     return {
         **{key: first[key] for key in ("contestant", "num_pairs", "parameters", "macs", "blocks")},
         "learning_rate": first["learning_rate"],
@@ -110,7 +120,7 @@ def _row(seeds: list[Run], vits: list[Run]) -> dict[str, Any]:
         "distance": [figure(run) for run in seeds],
         "judges": {name: [run["judges"][name] for run in seeds] for name in first["judges"]},
         "l1_to_teacher": [run["l1_to_teacher"] for run in seeds],
-        "phi": phi_of(seeds, vits) if loops and len(vits) > len(seeds) else None,
+        "phi": phi_of(seeds, vits) if loops and vits else None,
         "over_vit_of_equal_macs": {"mean": mean(ratios), "worst": max(ratios)} if ratios else None,
     }
 

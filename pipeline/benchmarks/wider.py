@@ -38,12 +38,14 @@ def widened(model: GET, factor: int) -> GET:
         new.bias.copy_(old.bias[again])
 
     def copy_block(new: Block, old: Block) -> None:
-        hidden = torch.arange(old.mlp.fc1.out_features).repeat(factor)
         copy_norm(new.norm1, old.norm1)
         copy(new.attn.qkv, old.attn.qkv, parts, again)
         new.attn.qkv.weight.mul_(weight[:, None])
         new.attn.qkv.bias.mul_(weight)
         copy(new.attn.proj, old.attn.proj, again, mixed)
+        if new.mlp is None or old.mlp is None:
+            return
+        hidden = torch.arange(old.mlp.fc1.out_features).repeat(factor)
         copy_norm(new.norm2, old.norm2)
         copy(new.mlp.fc1, old.mlp.fc1, hidden, again)
         copy(new.mlp.fc2, old.mlp.fc2, again, hidden)

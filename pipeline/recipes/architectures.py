@@ -45,7 +45,8 @@ class GETModel(Architecture):
         depth: Injection blocks, run once.
         equilibrium_depth: Weight-tied blocks, run in every iteration.
         heads: Attention heads.
-        equilibrium_mlp_ratio: Hidden width of the equilibrium blocks' MLPs over `width`.
+        equilibrium_mlp_ratio: Hidden width of the equilibrium blocks' MLPs over `width`; 0 is
+            attention without an MLP.
         coda_depth: Blocks after the last iteration, run once.
         iterations: How often the equilibrium blocks are run, in training and by default after it.
         z0: Where the iteration starts: at the injected features, at zeros, or at unit normal noise.
@@ -69,10 +70,14 @@ class GETModel(Architecture):
             width=self.width,
             equilibrium_depth=self.equilibrium_depth,
             heads=self.heads,
-            equilibrium_mlp_ratio=self.equilibrium_mlp_ratio,
             iterations=self.iterations,
         )
-        within(0, depth=self.depth, coda_depth=self.coda_depth)
+        within(
+            0,
+            depth=self.depth,
+            coda_depth=self.coda_depth,
+            equilibrium_mlp_ratio=self.equilibrium_mlp_ratio,
+        )
 
     def build(self, image_size: int, channels: int, num_classes: int | None) -> "Student":
         """Return a new GET."""
