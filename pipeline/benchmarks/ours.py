@@ -32,7 +32,7 @@ SEARCHED: dict[str, Search] = {
     "published": {
         "lr_scheduler": ("constant", "cosine"),
         "iterations": (6, 3),
-        "learning_rate": (1e-3, 5e-4, 2e-3),
+        "learning_rate": (1e-3, 5e-4),  # 2e-3 is best with seed 0 and diverges with 1 and 2
         "global_batch_size": (32, 16, 64),
         "ema_decay": (0.99, 0.995),
     },
