@@ -86,7 +86,7 @@ class GET(Student):
         """Build the model with published initial values; see the class for the arguments."""
         super().__init__()
         shape = image_size, channels, patch_size, width, heads, num_classes
-        check_shape(*shape, mlp_ratio, equilibrium_mlp_ratio)
+        check_shape(*shape, mlp_ratio, equilibrium_mlp_ratio or mlp_ratio)
         check_sizes(("depth", depth, 0), ("equilibrium_depth", equilibrium_depth, 1))
         check_sizes(("coda_depth", coda_depth, 0), ("iterations", iterations, 1))
         check_choices(("z0", z0, get_args(Start)), ("map", map, get_args(MapForm)))
