@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from get.cost import count_macs, count_parameters
-from get.equilibrium import fixed_point
 from get.errors import InputError
 from get.models import GET, SIZES, ViT, build, layers
 from get.sampling import generate
@@ -56,18 +55,6 @@ def test_macs_of_a_real_forward_follow_the_formula(ratio: int):
     borders = 2 * n * 12 * d + 6 * d * d * n  # patch convolution and decoder; injection
     expected = borders + injected + iterations * iterated
     assert count_macs(lambda: model(normal(1), iterations=iterations)) == expected
-
-
-def test_an_equilibrium_of_attention_alone_has_a_fixed_point_and_no_weights_of_mlps():
-    model = tiny_get(equilibrium_mlp_ratio=0.0)
-    assert not [
-        name for name in model.state_dict() if "equilibrium_blocks" in name and "mlp" in name
-    ]
-    problem = model.problem(normal(2))
-    found = fixed_point(
-        model.equilibrium_map, problem.z0, inputs=problem.inputs, max_steps=50, tol=1e-5
-    )
-    torch.testing.assert_close(model.equilibrium_map(found.z, *problem.inputs), found.z)
 
 
 def test_a_coda_runs_once_after_the_last_iteration():
