@@ -5,8 +5,6 @@ Nothing is ever unpickled. See manifest.py for the layout of a data set.
 
 import io
 import re
-import struct
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from math import prod
@@ -14,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
 from data.manifest import ImageFormat, Manifest
 from data.pairs import Pairs
-from get.images import from_pil, to_pil, to_uint8
+from data.png import decode_rows, read_rows
+from get.images import to_pil, to_uint8
 
 
 def encode(
@@ -86,16 +85,25 @@ def decode(
     if at != count:
         raise ValueError(f"{at} pairs")
     kept = (0, 1, 3) if states and manifest.trajectory else (0, 1)
-    arrays = [torch.from_numpy(np.concatenate([part[i] for part in parts])) for i in kept]
-    if not all(torch.isfinite(array).all() for array in arrays):
+    arrays = [np.concatenate([part[i] for part in parts]) for i in kept]
+    if "image.png" in kinds(manifest):
+        arrays[1] = decode_rows(arrays[1], manifest.image_shape)
+    noise, images, *path = map(torch.from_numpy, arrays)
+    if not all(map(_finite, (noise, images, *path))):
         raise ValueError("numbers that are not finite")
     labels = None
     if (num_classes := manifest.num_classes) is not None:
         labels = torch.from_numpy(np.concatenate([part[2] for part in parts]))
         if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
             raise ValueError(f"labels outside 0 to {num_classes - 1}")
-    noise, images, *path = arrays
     return Pairs(noise, images, labels, *path)
+
+
+def _finite(numbers: Tensor) -> bool:
+    """Say whether all are finite; the sum, which is quick, says so of most."""
+    return not numbers.is_floating_point() or bool(
+        numbers.sum(dtype=torch.float32).isfinite() or numbers.isfinite().all()
+    )
 
 
 def kinds(manifest: Manifest) -> list[str]:
@@ -110,14 +118,17 @@ def kinds(manifest: Manifest) -> list[str]:
 def _decode(
     sample: Mapping[str, Any], size: int, manifest: Manifest
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return noise (float32), images, labels and states of one member, a row per pair."""
+    """Return noise (float32), images, labels and states of one member, a row per pair.
+
+    A PNG comes as its filtered rows (png.py).
+    """
     if (names := sorted(name for name in sample if name[:2] != "__")) != kinds(manifest):
         raise ValueError(f"members {', '.join(names)[:100]} of a pair")
     rows = (size, *manifest.image_shape)
     shape = rows if manifest.pack > 1 else manifest.image_shape
     noise = _array(sample["latent.npy"], "<f4", shape).reshape(rows)
     if "image.png" in names:
-        images = _png(sample["image.png"], manifest.image_shape)[None]
+        images = read_rows(sample["image.png"], manifest.image_shape)[None]
     else:
         images = _array(sample["image.npy"], DTYPES[manifest.image_format], shape).reshape(rows)
     labels = np.zeros(0, np.int64)
@@ -161,52 +172,3 @@ def _array(data: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> np.n
 def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
     """Return the header that numpy writes, without padding."""
     return f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
-
-
-def _png(data: bytes | memoryview, shape: tuple[int, int, int]) -> np.ndarray:
-    """Read an 8-bit PNG of this shape; another size is refused before it is decoded."""
-    channels, height, width = shape
-    start = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(
-        ">2I2B", width, height, 8, {1: 0, 3: 2}[channels]
-    )
-    if data[: len(start)] != start:
-        raise ValueError(f"an image other than an 8-bit PNG of {shape}")
-    if (image := _plain_png(data, shape)) is not None:
-        return image
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-            if picture.size != (width, height):  # of a second header
-                raise ValueError(f"a PNG of {picture.size}")
-            return from_pil(picture).numpy()
-    except (OSError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"a damaged PNG ({str(error)[:100]})") from error
-
-
-def _plain_png(data: bytes | memoryview, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """Read a PNG like those that `encode` writes, in half of Pillow's time; None for any other.
-
-    It consists of a header, which has been compared, pixels and an end, whose checksums are right.
-    """
-    (channels, height, width), at, pixels, kind = shape, 8, [], b""
-    try:
-        while kind != b"IEND":
-            length, kind = struct.unpack_from(">I4s", data, at)
-            content = data[at + 4 : at + 8 + length]
-            at += 12 + length
-            known = kind in (b"IDAT", b"IEND") or (kind == b"IHDR" and at == 33)
-            if at > len(data) or not known or zlib.crc32(content) != _number(data[at - 4 : at]):
-                return None
-            if kind == b"IDAT":
-                pixels.append(content[4:])
-        if at != len(data) or any(data[26:29]):  # other compression, filters or interlacing
-            return None
-        mode = "RGB" if channels == 3 else "L"
-        image = Image.frombytes(mode, (width, height), b"".join(pixels), "zip", mode)
-    except (struct.error, ValueError):  # too few bytes, or no such pixels
-        return None
-    rows = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
-    return rows.transpose(2, 0, 1)
-
-
-def _number(data: bytes | memoryview) -> int:
-    return int.from_bytes(data, "big")

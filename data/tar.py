@@ -7,9 +7,9 @@ It also needs a fiftieth of the time per member.
 
 from collections.abc import Iterator
 from itertools import groupby
+from zlib import adler32
 
 BLOCK = 512
-SIZE, CHECKSUM = slice(124, 136), slice(148, 156)  # of a header
 
 
 def members(data: bytes) -> Iterator[tuple[str, memoryview]]:
@@ -53,13 +53,21 @@ def _parse(header: bytes, at: int) -> tuple[str, int]:
     """Return name and size of a member."""
     try:
         name = header[:100].rstrip(b"\0").decode("ascii")
-        size, checksum = (int(header[part].rstrip(b"\0 "), 8) for part in (SIZE, CHECKSUM))
+        size = int(header[124:136].rstrip(b"\0 "), 8)
+        checksum = int(header[148:156].rstrip(b"\0 "), 8)
     except ValueError as error:
         raise ValueError(f"no tar header at byte {at}") from error
-    # The checksum is computed as if its own field were spaces.
-    if sum(header) - sum(header[CHECKSUM]) + 8 * ord(" ") != checksum:
+    if checksum != _sum(header[:148] + b" " * 8 + header[156:]):  # as if its own field were spaces
         raise ValueError(f"a wrong checksum at byte {at}")
     plain = header[257:263] == b"ustar\0" and header[156:157] == b"0" and header[345] == 0
     if not plain or not name or "/" in name:
         raise ValueError(f"a member that is no plain file at byte {at}")
     return name, size
+
+
+def _sum(block: bytes) -> int:
+    """Return the sum of its bytes, in a tenth of the time that `sum` takes.
+
+    Adler's checksum begins with that sum, plus 1, in 16 bits: enough for 256 bytes.
+    """
+    return (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
