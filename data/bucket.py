@@ -50,6 +50,8 @@ class Bucket(Site):
                 f"expected a local folder or an object store ({', '.join(STORES[:-1])}), to which "
                 f"jobs write, got {self.store}; write to a local folder and copy it there"
             )
+        if "//" in source.partition("://")[2].rstrip("/"):  # packages list another folder then
+            raise InputError(f"expected an address with single slashes, got {self.store}")
 
     @cached_property
     def exclusive(self) -> bool:

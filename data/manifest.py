@@ -13,6 +13,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -257,16 +258,14 @@ def count_shards(folder: Source) -> int:
     """Return the number of finished shards.
 
     A local folder is listed. Elsewhere records are looked up by doubling and bisection, which
-    cannot notice a missing shard among others (reading it will).
+    notices one to eight missing shards before many others (reading notices every one).
 
     Raises:
         InputError: If a shard is missing although a later one is finished.
     """
     store = open_store(folder)
     store = store.store if isinstance(store, Cached) else store
-    if not isinstance(store, Folder):
-        return _count_unlisted(store)
-    shards = list_shards(store.path)
+    shards = list_shards(store.path) if isinstance(store, Folder) else _look_up(store)
     for expected, shard in enumerate(shards):
         if shard != expected:
             raise InputError(
@@ -287,13 +286,15 @@ def record_numbers(names: Iterable[str]) -> list[int]:
     return sorted(int(name[1]) for name in found if name and name[2] == "json")
 
 
-def _count_unlisted(store: Store) -> int:
-    """Return a number n such that shard n - 1 exists and shard n does not."""
+def _look_up(store: Store) -> list[int]:
+    """Return the numbers of the first shards, without a gap, and of some behind the first gap."""
 
+    @cache
     def absent(shard: int) -> bool:
         return read_record(store, shard) is None
 
     end = 1
     while not absent(end - 1):
         end *= 2
-    return bisect_left(range(end), True, end // 2, end - 1, key=absent)
+    count = bisect_left(range(end), True, end // 2, end - 1, key=absent)
+    return [*range(count), *(count + n for n in (1, 2, 4, 8) if not absent(count + n))]

@@ -71,9 +71,7 @@ class Mixture:
         """Return how many shards of each data set are in use where these rows are read, at most."""
         most = [0] * len(self.orders)
         for order, first, own, _ in self._parts(rows, ()):
-            steps = order.streams if order.batch_size % order.streams else 1
-            streams = max(len([*order.spans(step, own)]) for step in range(steps))
-            most[self.find(first)[0]] = min(streams, order.shards)
+            most[self.find(first)[0]] = min(order.at_once(own), order.shards)
         return most
 
     def indices(self, step: int) -> list[int]:

@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from math import gcd
 
 import numpy as np
 from jaxtyping import Int
@@ -84,6 +85,18 @@ class Order:
             if low < high:
                 yield stream, begin + low, begin + high
             row += end - begin
+
+    def at_once(self, rows: range) -> int:
+        """Return how many streams give these rows of a global batch, at most."""
+        if self.batch_size <= self.streams:
+            return len(rows)  # a pair of each
+        most, streams = 0, np.arange(self.streams)
+        for step in range(self.streams // gcd(self.streams, self.batch_size)):  # then as before
+            place = step * self.batch_size + streams
+            given = (place + self.batch_size) // self.streams - place // self.streams
+            first, last = np.searchsorted(given.cumsum(), [rows[0], rows[-1]], side="right")
+            most = max(most, int(last - first) + 1)
+        return most
 
     def part(self, step: int, rows: range, damaged: Collection[int] = ()) -> list[Piece]:
         """Return what makes up consecutive rows of a global batch, in their order.

@@ -12,7 +12,7 @@ from http.client import HTTPException, IncompleteRead
 from tempfile import TemporaryFile
 from typing import IO, Any
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import urlopen
 
 from data.folder import SMALL, Store
@@ -23,6 +23,7 @@ SILENCE = 120.0  # seconds a command may write nothing
 CHUNK = 2**20  # bytes read at once
 TIMEOUT = 30.0  # seconds a web server may be silent
 DELAYS = (0.5, 2.0, 8.0)  # seconds before each new attempt at a web server
+UNQUOTED = "/%:@!$&'()*+,;=~"  # in the path of an address: what it may hold, and what is quoted
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}  # HTTP codes after which to try again
 ABSENT = re.compile(  # how common tools say that a file is missing; "no such host" is not that
     r"no such (?!host)|(?<!host )not found|\b404\b|does not exist|matched no|no urls matched", re.I
@@ -35,7 +36,8 @@ class Web(Store):
     def read(self, name: str, at_most: int = SMALL) -> bytes:
         """Download a file; try again after temporary errors (5xx, time-outs, cut connections)."""
         parts = urlsplit(self.source)
-        address = parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
+        path = quote(f"{parts.path.rstrip('/')}/{name}", UNQUOTED)
+        address = parts._replace(path=path).geturl()
         problem = ""
         for delay in (0.0, *DELAYS):
             time.sleep(delay)

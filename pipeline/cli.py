@@ -6,6 +6,7 @@ after a signal (the state was saved).
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -185,6 +186,9 @@ def parse_flags(
         arguments: The flags; None takes the command line's.
         command: What comes before the flags, for messages; None is the script.
     """
+    words = [*(sys.argv[1:] if arguments is None else arguments)]
+    if any(re.fullmatch(r"(--[\w-]+=)?", word) for word in words):  # as a path it is this folder
+        raise InputError("expected values, got an empty one; is a variable of the shell unset?")
     screen = sys.stderr
     with redirect_stderr(StringIO()) as shown:
         try:
@@ -206,7 +210,6 @@ def parse_flags(
             print(shown.getvalue(), end="", file=screen)
             raise
     check_paths(config)
-    words = [*(sys.argv[1:] if arguments is None else arguments)]
     if hasattr(config, "pairs_weights") and words.count("--pairs") > 1:  # the last would count
         raise InputError("expected --pairs once, got it again; name all data sets after it")
     return config

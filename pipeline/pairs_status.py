@@ -194,7 +194,7 @@ def lines(status: Status, site: Site) -> list[str]:
     head = f"{status.done} of {status.shards} shards are written to {site}"
     head += f", {len(status.in_work)} in work, {missing} missing"
     if status.pairs_per_second:
-        head += f"; {status.pairs_per_second:,.0f} pairs/s"
+        head += f"; {rate_text(status.pairs_per_second)}"
     if status.seconds_left is not None:
         head += f", {span(status.seconds_left)} left"
     if not status.known:
@@ -202,7 +202,8 @@ def lines(status: Status, site: Site) -> list[str]:
     by_job = {job.job: job for job in status.jobs}
     work = [
         f"{w.job} works on shard {w.shard} for {span(w.seconds)}, "
-        f"has written {by_job[w.job].written}{rate_text(by_job[w.job].pairs_per_second)}"
+        f"has written {by_job[w.job].written}"
+        f"{f', {rate_text(rate)}' if (rate := by_job[w.job].pairs_per_second) else ''}"
         for w in status.in_work
     ]
     stale = [
@@ -215,9 +216,9 @@ def lines(status: Status, site: Site) -> list[str]:
     return [head, *shorten(work), *shorten(stale), *rest]
 
 
-def rate_text(rate: float | None) -> str:
-    """Return a job's rate, if it has one."""
-    return f", {rate:,.0f} pairs/s" if rate else ""
+def rate_text(rate: float) -> str:
+    """Return a rate; slow teachers make less than a pair per second."""
+    return f"{rate:,.0f} pairs/s" if rate >= 10 else f"{rate:.2g} pairs/s"
 
 
 def shorten(texts: list[str]) -> list[str]:

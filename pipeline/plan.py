@@ -172,7 +172,7 @@ def order_of(config: PlanConfig, found: Sequence[PairsOnDisk], *, planned: bool)
         count = max(pairs.count, pairs.planned or 0) if planned else pairs.count
         shards = count // pairs.manifest.pairs_per_shard - config.holdout_shards
         sets.append(DataSet(source=pairs.source, manifest=pairs.manifest, shards=shards))
-    check_alike(sets)
+    check_alike(sets, config.vae)
     return build_order(config, sets, config.num_processes)
 
 

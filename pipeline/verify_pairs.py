@@ -27,7 +27,7 @@ from pipeline import cli
 from pipeline.jobs.pool import in_processes
 from pipeline.jobs.processes import local_device
 from pipeline.jobs.share import share
-from pipeline.recipes.settings_make import positive
+from pipeline.recipes.settings_make import positive, within
 
 SHOWN = 20  # damaged shards that messages name
 
@@ -60,8 +60,9 @@ class VerifyConfig:
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
+        """Refuse numbers that mean nothing."""
         positive(batches=self.batches, jobs=self.jobs)
+        within(0, 1, tolerance=self.tolerance)
 
 
 def main(config: VerifyConfig) -> None:

@@ -210,3 +210,5 @@ def test_generate_shard_and_settings_take_an_address(place):
     assert isinstance(open_site(settings.output_dir), Bucket)
     with pytest.raises(InputError, match="an object store"):
         PairSettings(teacher="x", output_dir="ftp://host/pairs")
+    with pytest.raises(InputError, match="single slashes, got s3://bucket//pairs"):
+        PairSettings(teacher="x", output_dir="s3://bucket//pairs")

@@ -19,7 +19,7 @@ from data import lock
 from data.claims import AGE, Claims, read_claims, tidy
 from data.manifest import count_shards, record_path, tar_path
 from data.writer import write_shards
-from pipeline.pairs_status import Status, gaps, look
+from pipeline.pairs_status import Status, gaps, look, rate_text
 
 from .problems import Softsign
 from .processes import At, Result, Script, completed
@@ -266,6 +266,8 @@ def test_status_of_a_folder_without_jobs_goes_by_its_last_shard(tmp_path, here):
     assert isinstance(status, Status)
     assert (status.done, status.missing, status.seconds_left) == (3, [(3, 4)], None)
     assert gaps(set(), 0) == []
+    rates = [rate_text(rate) for rate in (1234.5, 9.94, 0.04)]
+    assert rates == ["1,234 pairs/s", "9.9 pairs/s", "0.04 pairs/s"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import time
 from collections import Counter
 from itertools import pairwise
@@ -209,6 +210,10 @@ def test_two_data_sets_train_resume_with_the_same_bits_and_are_recorded(
     refused = train(run, *given, "--pairs_weights", 1, 1)
     assert refused.code == 2
     assert "pairs_weights was [3.0, 1.0], is [1.0, 1.0]" in refused.err
+    shutil.copytree(one, tmp_path / "copy")
+    refused = train(tmp_path / "new", "--pairs", one, two, tmp_path / "copy")
+    assert refused.code == 2
+    assert f"got {one} and {tmp_path / 'copy'}, whose first shards are the same" in refused.err
     labelled = write_pairs(tmp_path / "labelled", 2, "png", Softsign(num_classes=4))
     refused = train(tmp_path / "new", "--pairs", one, labelled)
     assert refused.code == 2

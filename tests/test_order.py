@@ -131,6 +131,21 @@ def test_damaged_shards_are_replaced_by_readable_ones_whatever_the_numbers(numbe
             assert other == shard if shard not in damaged or not readable else other in readable
 
 
+@settings(deadline=None)
+@given(streams=st.integers(1, 30), size=st.integers(1, 60), rows=st.data())
+def test_streams_that_give_some_rows_are_counted_without_looking_at_every_step(streams, size, rows):
+    chosen = order(Path(), streams=streams, batch_size=size)
+    first = rows.draw(st.integers(0, size - 1))
+    part = range(first, rows.draw(st.integers(first + 1, size)))
+    counts = [len([*chosen.spans(step, part)]) for step in range(streams)]
+    assert chosen.at_once(part) == max(counts)
+
+
+def test_a_strange_number_of_streams_is_no_reason_to_hang():
+    assert order(Path(), streams=10**6, batch_size=16).at_once(range(4)) == 4
+    assert order(Path(), streams=4095, batch_size=4096).at_once(range(4096)) == 4095
+
+
 ONE_STREAM = {"streams": 1, "batch_size": 4}
 REFUSED: dict[str, Callable[[], object]] = {
     "training shards in x, got none": lambda: order("x", shards=0, **ONE_STREAM),

@@ -178,6 +178,8 @@ def refusals(tmp_path, smoke_pairs, smoke, pictures, own_pairs, own_teacher):
         (*train, smoke, "--learning_rate", 1, "got: learning_rate was"),
         (*train[:2], "--pairs", own_pairs, "--output_dir", smoke, "data.teacher was"),
         (*train, new, "--pairs", own_pairs, "expected --pairs once, got it again"),
+        (*train, "", "got an empty one; is a variable of the shell unset?"),
+        (*train, new, "--pairs=", "got an empty one; is a variable of the shell unset?"),
         (*train, tmp_path, "expected an empty folder or a run"),
         (*train, torn, "expected a readable checkpoint in"),
         (*sample, none, "expected a model (model_index.json)"),
@@ -201,6 +203,7 @@ def refusals(tmp_path, smoke_pairs, smoke, pictures, own_pairs, own_teacher):
         ("make_pairs", "smoke", "--output_dir", file, "File exists"),
         ("curate_pairs", "preview", smoke_pairs, "--output_dir", file, "File exists"),
         ("verify_pairs", smoke_pairs, "--deep", "expected --teacher with --deep"),
+        ("verify_pairs", smoke_pairs, "--tolerance", "nan", "tolerance of 0 to 1, got nan"),
     ]
 
 

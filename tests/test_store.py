@@ -2,8 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Container, Iterator
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -68,22 +68,39 @@ def test_an_absent_file_is_not_a_silent_store(source: Source) -> None:
     assert type(ForkingPickler.loads(ForkingPickler.dumps(store))) is type(store)
 
 
+class Asked(Store):
+    """Has the records of some shards."""
+
+    present: Container[int]
+    asked: list[str]
+
+    def read(self, name: str, at_most: int = 0) -> bytes:
+        self.asked.append(name)
+        if int(name[6:12]) not in self.present:
+            raise FileNotFoundError
+        return json.dumps({"count": 1, "first_index": 0, "sha256": "", "bytes": 0}).encode()
+
+
+@pytest.fixture
+def having() -> Callable[[Container[int]], Asked]:
+    """Return a function that makes a store of shards with these numbers."""
+    return lambda shards: type("Having", (Asked,), {"present": shards, "asked": []})("a store")
+
+
 @pytest.mark.parametrize("present", range(18))
-def test_shards_that_cannot_be_listed_are_counted_in_few_questions(present: int) -> None:
-    asked = []
+def test_shards_that_cannot_be_listed_are_counted_in_few_questions(having, present):
+    store = having(range(present))
+    assert count_shards(store) == present
+    assert len(store.asked) == len(set(store.asked)) <= 2 * present.bit_length() + 5
 
-    class Asked(Store):
-        def read(self, name: str, at_most: int = 0) -> bytes:
-            asked.append(name)
-            if int(name[6:12]) >= present:
-                raise FileNotFoundError
-            return json.dumps({"count": 1, "first_index": 0, "sha256": "", "bytes": 0}).encode()
 
-        def place(self, name: str) -> str:
-            return name
-
-    assert count_shards(Asked("asked")) == present
-    assert len(asked) == len(set(asked)) <= 2 * present.bit_length() + 1
+@pytest.mark.parametrize("missing", [{0}, {1}, {0, 1, 2}, set(range(3, 11)), {15, 16}, {6}])
+def test_a_missing_shard_among_those_that_cannot_be_listed_is_not_taken_for_the_end(
+    having, missing
+):
+    shown = f"expected shard {min(missing)} in a store, got none although shard"
+    with pytest.raises(InputError, match=shown) if missing != {6} else nullcontext():
+        assert count_shards(having({*range(20)} - missing)) == 20  # reading shard 6 notices it
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from data.manifest import read_manifest
 from get.errors import InputError
 from pipeline.recipes import RECIPES
 from pipeline.training import vae
+from pipeline.training.data_sets import DataSet, check_alike
 from pipeline.training.vae import find_vae
 
 from .diffusers_files import save_dit
@@ -42,3 +43,13 @@ def test_a_vae_is_taken_from_the_user_from_a_folder_or_from_a_recipe(tmp_path, m
     monkeypatch.setattr(vae, "load_vae", asked.append)
     find_vae(SMOKE, replace(LATENTS, vae="facebook/DiT-XL-2-256@refs/pr/1"))
     assert asked == ["facebook/DiT-XL-2-256@refs/pr/1"]
+
+
+def test_latents_of_several_vaes_are_not_decoded_by_the_first():
+    sets = [
+        DataSet(source=name, manifest=replace(LATENTS, vae=f"vae of {name}"), shards=1)
+        for name in ("one", "two")
+    ]
+    with pytest.raises(InputError, match=r"expected --vae, because one and two name different"):
+        check_alike(sets, vae=None)
+    check_alike(sets, vae="that of both")

@@ -84,7 +84,8 @@ def test_a_file_that_the_server_cut_short_is_asked_for_again(moody: Callable) ->
 
 def test_403_is_absence_where_the_manifest_can_be_read(moody: Callable) -> None:
     """As public buckets answer that let nobody list their files."""
-    address, _ = moody(403, MANIFEST, RECORD, 403, MANIFEST)
+    absent = 403, MANIFEST
+    address, _ = moody(*absent, RECORD, *5 * absent)
     assert read_record(address, 1) is None
     assert count_shards(address) == 1
     address, _ = moody(403, 403)
@@ -95,6 +96,13 @@ def test_403_is_absence_where_the_manifest_can_be_read(moody: Callable) -> None:
 def test_the_scheme_of_an_address_may_be_in_capitals(moody: Callable) -> None:
     address, _ = moody(b"whole")
     assert open_store(address.replace("http", "HTTP")).read("x") == b"whole"
+
+
+@pytest.mark.parametrize("folder", ["my pairs/ünï", "my%20pairs/%C3%BCn%C3%AF"])
+def test_an_address_with_spaces_is_asked_for_as_a_browser_does(moody: Callable, folder) -> None:
+    address, asked = moody(b"whole")
+    assert open_store(f"{address}/{folder}/").read("x") == b"whole"
+    assert asked == ["/my%20pairs/%C3%BCn%C3%AF/x"]
 
 
 def test_a_query_is_sent_but_not_shown(moody: Callable) -> None:

@@ -2,8 +2,8 @@
 
 One process, one thread, pairs per second from shards on disk to batches of floats; all ways take
 turns, and the fastest pass of each counts. Pairs per second of CPU time do not depend on what else
-the machine does. webdataset gets what its users write: decode, to_tuple,
-batched, without scaling to [-1, 1] and without any check. Ours compares each shard's sha256.
+the machine does. webdataset gets what its users write: decode, to_tuple, batched, without scaling
+to [-1, 1] and without any check. Ours compares each shard's sha256.
 
 With loader workers the first epoch is not counted, and every shard is decoded again in each.
 Waiting is what a training of a given time a step waits for PNG pairs while all its streams change

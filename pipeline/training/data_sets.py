@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from data.manifest import Manifest, count_shards, read_manifest
+from data.manifest import DamagedShard, Manifest, count_shards, read_manifest, read_record
 from data.mixture import Mixture, divide
 from data.order import FINE_STREAMS, STREAMS, Order, choose_streams, rows_of
 from data.store import Source, open_store
@@ -32,25 +32,47 @@ def open_data_sets(config: TrainConfig) -> list[DataSet]:
     """Read what the data sets are and how many shards they have.
 
     Raises:
-        InputError: If one is missing, or they are not for the same student.
+        InputError: If one is missing or there twice, or they are not for the same student.
     """
     found = []
     for source in config.sources:
         store = open_store(source, config.pairs_cache)
         shards = count_shards(store) - config.holdout_shards
         found.append(DataSet(source=store, manifest=read_manifest(store), shards=shards))
-    check_alike(found)
+    check_alike(found, config.vae)
+    if len(found) > 1:
+        check_different(found)
     return found
 
 
-def check_alike(sets: Sequence[DataSet]) -> None:
-    """Raise InputError unless a student can learn from all of these."""
+def check_alike(sets: Sequence[DataSet], vae: str | None) -> None:
+    """Raise InputError unless a student can learn from all of these, and one VAE decode them."""
     first = sets[0]
     for other in sets[1:]:
         if (ours := _images(first.manifest)) != (theirs := _images(other.manifest)):
             raise InputError(
                 f"expected pairs like those of {first.source} ({ours}), got {theirs} in "
                 f"{other.source}; images and classes must be the same"
+            )
+        if vae is None and first.manifest.vae != other.manifest.vae:
+            raise InputError(
+                f"expected --vae, because {first.source} and {other.source} name different ones, "
+                "got none; give it if their latents are of the same"
+            )
+
+
+def check_different(sets: Sequence[DataSet]) -> None:
+    """Raise InputError if two of them begin with the same shard: a batch would repeat pairs."""
+    known: dict[str, DataSet] = {}
+    for one in sets:
+        try:
+            record = read_record(one.source, 0)
+        except DamagedShard:  # noticed where it is read, or skipped there
+            continue
+        if record is not None and (other := known.setdefault(record.sha256, one)) is not one:
+            raise InputError(
+                f"expected different data sets, got {other.source} and {one.source}, whose first "
+                "shards are the same; name each once, and --pairs_weights for its part of a batch"
             )
 
 
