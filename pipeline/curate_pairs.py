@@ -11,14 +11,18 @@ the same command continues, and several jobs share the work. Next: verify_pairs.
 where the pairs of such a data set come from.
 """
 
+from pipeline import cli
+from pipeline.recipes.settings_pairs import curations
+
+if __name__ == "__main__":
+    cli.check_arguments(curations)
+
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from data.claims import Claims, missing_shards, tidy
 from data.derive import Chosen, Derived, Whole, check_alike, choose, open_whole
@@ -27,130 +31,10 @@ from data.places import open_site
 from data.reader import read_shard
 from data.summary import summarise
 from get.errors import InputError
-from pipeline import cli
 from pipeline.jobs.pair_sheet import strips
 from pipeline.jobs.push import push
 from pipeline.jobs.sheet import stacked
-from pipeline.recipes.settings_make import positive
-
-
-@dataclass(frozen=True, kw_only=True)
-class Writing:
-    """Where a derived data set goes, and its layout.
-
-    Attributes:
-        output_dir: The folder of the new data set, or its address in an object store.
-        pairs_per_shard: Pairs per tar file; None is as before. Pairs at the end that do not fill
-            one are left out.
-        pack: Pairs per member of a tar; None is as before.
-    """
-
-    output_dir: str
-    pairs_per_shard: int | None = None
-    pack: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
-        positive(pairs_per_shard=self.pairs_per_shard, pack=self.pack)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subset(Writing):
-    """Keep some pairs of a data set: those that fulfil every condition.
-
-    Attributes:
-        pairs: The data set.
-        shards: Shards to keep, such as 0-99,200; None is all.
-        indices: A text file of pairs to keep, numbers and ranges such as 0-99,200 in any order,
-            counted in this data set.
-        classes: Labels to keep; none is all.
-        drop_curved: Share of the pairs that are left to drop: those with the largest |x - z|,
-            which are the hardest to learn.
-    """
-
-    pairs: tyro.conf.Positional[str]
-    shards: str | None = None
-    indices: Path | None = None
-    classes: tuple[int, ...] = ()
-    drop_curved: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse a share of everything."""
-        super().__post_init__()
-        if not 0 <= self.drop_curved < 1:
-            raise InputError(f"expected drop_curved in [0, 1), got {self.drop_curved}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Merge(Writing):
-    """Join data sets of one teacher and one shape, of other seeds or without a pair in common.
-
-    Attributes:
-        pairs: The data sets, in this order.
-    """
-
-    pairs: tyro.conf.Positional[tuple[str, ...]]
-
-    def __post_init__(self) -> None:
-        """Refuse to join nothing."""
-        super().__post_init__()
-        if self.pairs == ():
-            raise InputError("expected data sets to merge, got none; name them after merge")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reshard(Writing):
-    """Cut the same pairs into other shards, or stack them otherwise.
-
-    Attributes:
-        pairs: The data set.
-    """
-
-    pairs: tyro.conf.Positional[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preview:
-    """Write a contact sheet and figures of a data set.
-
-    Attributes:
-        pairs: The data set.
-        output_dir: The folder of preview.png and preview.json.
-        num_pairs: Pairs to look at, in whole shards, evenly spread.
-    """
-
-    pairs: tyro.conf.Positional[str]
-    output_dir: Path
-    num_pairs: int = 8192
-
-    def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
-        positive(num_pairs=self.num_pairs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Push:
-    """Publish a data set on the hub: tars first, then manifest, records and a card in one commit.
-
-    Attributes:
-        pairs: The folder of the data set.
-        repo_id: USER/NAME; it is created if there is none.
-        private: Whether a new one is private.
-    """
-
-    pairs: tyro.conf.Positional[Path]
-    repo_id: tyro.conf.Positional[str]
-    private: bool = False
-
-
-Curation = Subset | Merge | Reshard | Preview | Push
-VERBS: dict[str, Curation] = {
-    "subset": Subset(pairs=tyro.MISSING, output_dir=tyro.MISSING),
-    "merge": Merge(pairs=tyro.MISSING, output_dir=tyro.MISSING),
-    "reshard": Reshard(pairs=tyro.MISSING, output_dir=tyro.MISSING),
-    "preview": Preview(pairs=tyro.MISSING, output_dir=tyro.MISSING),
-    "push": Push(pairs=tyro.MISSING, repo_id=tyro.MISSING),
-}
+from pipeline.recipes.settings_pairs import Curation, Merge, Preview, Push, Reshard, Subset, Writing
 
 
 def main(config: Curation) -> None:
@@ -286,4 +170,4 @@ def preview(config: Preview) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, lambda recipes: VERBS)
+    cli.run(main, curations)

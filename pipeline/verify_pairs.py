@@ -6,14 +6,19 @@ are the pairs from the solution of their ODE? (fid.py measures their FID.) Like 
 number of jobs share the work. The exit code is 0 if everything is right and 1 if something is not.
 """
 
+from pipeline import cli
+from pipeline.recipes.settings_pairs import VerifyConfig
+
+if __name__ == "__main__":
+    cli.end_with_code(lambda: cli.parse_flags(VerifyConfig))
+
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice, pairwise
 from statistics import fmean
 
 import numpy as np
-import tyro
 
 from data.folder import Folder, Store
 from data.manifest import Manifest, count_shards, list_shards, read_manifest, record_name
@@ -23,46 +28,11 @@ from data.teachers.settings import Execution, Sampler
 from data.teachers.teacher import Teacher
 from data.verify import compare_with_teacher, distance_to_finer, find_damage
 from get.errors import InputError
-from pipeline import cli
 from pipeline.jobs.pool import in_processes
 from pipeline.jobs.processes import local_device
 from pipeline.jobs.share import share
-from pipeline.recipes.settings_make import positive, within
 
 SHOWN = 20  # damaged shards that messages name
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
-    """Check that a data set of pairs is undamaged, and that its teacher made it.
-
-    Attributes:
-        pairs: The data set: a folder, an http(s) or fsspec address, or `pipe:COMMAND {}`.
-        deep: Let the teacher make some of its batches again.
-        quality: Let the teacher solve some of its batches in twice as many steps.
-        teacher: The teacher, for `deep` and `quality`.
-        batches: Number of teacher batches made again.
-        tolerance: Fraction of the pixels that may differ by more than one 8-bit level, because
-            other hardware and versions round differently.
-        task_index: Which share of the shards this job checks; None asks Slurm or torchrun.
-        num_tasks: Shares in all; None asks Slurm or torchrun.
-        jobs: Processes of this machine that check at the same time.
-    """
-
-    pairs: tyro.conf.Positional[str]
-    deep: bool = False
-    quality: bool = False
-    teacher: str | None = None
-    batches: int = 4
-    tolerance: float = 0.001
-    task_index: int | None = None
-    num_tasks: int | None = None
-    jobs: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
-        positive(batches=self.batches, jobs=self.jobs)
-        within(0, 1, tolerance=self.tolerance)
 
 
 def main(config: VerifyConfig) -> None:

@@ -134,6 +134,22 @@ def test_the_recipes_are_plain_data():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_commands_explain_themselves_before_they_import_torch():
+    """But for three that dispatch to others, whose settings stand beside the work."""
+    verbs = sorted(VERBS - {"analyze", "benchmark", "convert"})
+    code = (
+        "import runpy, sys\n"
+        f"for verb in {verbs}:\n"
+        "    sys.argv = [verb, '--help']\n"
+        "    try:\n"
+        "        runpy.run_module(f'pipeline.{verb}', run_name='__main__')\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code and 'torch' not in sys.modules, verb\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout.count(b"usage: ") == len(verbs)
+
+
 def test_no_script_hides_a_module():
     """`accelerate launch pipeline/train.py` puts pipeline/ first on the path."""
     taken = {*sys.stdlib_module_names, *packages_distributions(), *PACKAGES}
