@@ -53,7 +53,9 @@ def test_every_contestant_is_searched_trained_and_judged_at_its_best(tmp_path, p
         assert run["best"] == min(point["distance"] for point in run["curve"])
         assert run["judges"].keys() == {"digits-features-b", "digits-features-c"}
     assert (tmp_path / "field.png").stat().st_size > 0
-    assert "| GET 1+1x2+1 |" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "| GET 1+1x2+1 |" in out
+    assert "give more of them: ViT 3 with 16 pairs at 0.0" in out  # of two rates each is an end
 
     # The same command trains only what is missing.
     files = {

@@ -83,13 +83,15 @@ def main(config: FieldConfig) -> None:
     earlier = {"runs": [], "trials": []}
     if config.extend is not None:
         earlier |= take_over(laboratory, config.extend)
-    runs, trials = [], []
+    runs, trials, at_edge = [], [], []
     for count, contestant in product(config.num_pairs, config.contestants):
         run = partial(measured, laboratory, contestant, count, config.max_train_steps)
         tried = [run(rate, config.seeds[0]) for rate in config.learning_rates]
         best = min(tried, key=lambda one: one["best"])
         runs += [run(best["learning_rate"], seed) for seed in config.seeds]
         trials += [one for one in tried if one is not best]
+        if best["learning_rate"] in (min(config.learning_rates), max(config.learning_rates)):
+            at_edge.append(f"{contestant} with {count or 'all'} pairs at {best['learning_rate']}")
     here = {(run["contestant"], run["num_pairs"]) for run in runs}
     for ours, theirs in ((runs, earlier["runs"]), (trials, earlier["trials"])):
         ours += [run for run in theirs if (run["contestant"], run["num_pairs"]) not in here]
@@ -99,6 +101,8 @@ def main(config: FieldConfig) -> None:
     result = save(config, "field", figures)
     plot(config.output_dir / "field.png", result["rows"])
     print(markdown(result))
+    if at_edge:
+        print(f"best at an end of learning_rates, so give more of them: {', '.join(at_edge)}")
 
 
 def take_over(laboratory: Laboratory, path: Path) -> dict[str, Any]:
