@@ -33,7 +33,10 @@ PAIRS = (  # eight shards, each a second or more of work
 )
 SHARDS = 8
 STEPS = 120
-FEW = ("--max_train_steps", STEPS, "--validation_steps", STEPS, "--checkpointing_steps", 40)
+FEW = (  # the memory holds eight shards of `many`, so a training reads until its end
+    *("--max_train_steps", STEPS, "--validation_steps", STEPS, "--checkpointing_steps", 40),
+    *("--shard_memory", 4e-6),
+)
 BEGAN = time.monotonic()
 
 
